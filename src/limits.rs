@@ -66,13 +66,16 @@ const _: () = assert!(JSON_MEMBERS_MAX + JSON_OBJECTS_MAX + 4 <= JSON_EDITS_MAX)
 /// Bytes buffered from a client that sends more before its response is complete. At this limit
 /// nothing more is read, and only the client's disconnect is detected.
 pub const CLIENT_AHEAD_BYTES_MAX: usize = 64 * 1024;
-/// Size of a shard's receive buffer for heads and tokens, in bytes.
+/// Size of a shard's receive buffers for requests and for tokens, in bytes.
 pub const RECEIVE_SMALL_BYTES: usize = 64 * 1024;
-/// Bytes received per call while waiting for a head. A small request still arrives in one call. Of
-/// a large request, only this part of the body is copied out of the head buffer; the rest is
-/// received directly as body (receiving 64 KiB here cost 10 % of the CPU time of a 1 MiB upload,
-/// measured).
+/// Bytes received per call while the rest of a head is missing.
 pub const RECEIVE_HEAD_BYTES: usize = 16 * 1024;
+/// A request of which at least this much has arrived in one call keeps the buffer that it was
+/// received into; a smaller part is copied to a buffer of its size. So a request never holds a
+/// buffer more than twice as large as it needs.
+pub const HANDED_OVER_BYTES_MIN: usize = RECEIVE_SMALL_BYTES / 2;
+/// Receive buffers for requests that one shard keeps for reuse.
+pub const RECYCLED_RECEIVED_MAX: usize = 16;
 /// Size of a shard's receive buffer for bodies, in bytes. A larger buffer needs fewer system calls
 /// per MiB (copying 1 MiB takes 417 us with 256 KiB reads and 451-481 us with 64 KiB reads,
 /// measured).

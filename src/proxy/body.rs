@@ -18,7 +18,9 @@ use crate::upstream::{Deadline, Timeout};
 /// A request body without its framing, and the positions of those of its JSON members that legs are
 /// built from ([`WATCH`]).
 pub(super) struct Body {
-    pub(super) bytes: Vec<u8>,
+    buffer: Vec<u8>,
+    /// Where the body begins in `buffer`.
+    begin: usize,
     pub(super) document: Document,
     _reserved: Reserved,
 }
@@ -27,10 +29,15 @@ impl Body {
     /// Returns a body without bytes or members.
     pub(super) fn empty<N: Net>(shard: &Shard<N>) -> Self {
         Self {
-            bytes: Vec::new(),
+            buffer: Vec::new(),
+            begin: 0,
             document: Document::empty(WATCH),
             _reserved: Reserved::new(&shard.budget),
         }
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.buffer[self.begin..]
     }
 
     /// Returns a body that the proxy has written. Returns `None` if the budget of kept bytes
@@ -42,7 +49,8 @@ impl Body {
         scanner.feed(&bytes).ok()?;
         Some(Self {
             document: scanner.finish().ok()?,
-            bytes,
+            buffer: bytes,
+            begin: 0,
             _reserved: reserved,
         })
     }
@@ -50,12 +58,14 @@ impl Body {
 
 impl AsRef<[u8]> for Body {
     fn as_ref(&self) -> &[u8] {
-        &self.bytes
+        self.bytes()
     }
 }
 
 struct Reading {
-    bytes: Vec<u8>,
+    buffer: Vec<u8>,
+    /// Where the body begins in `buffer`: after the client's head, if it arrived with it.
+    begin: usize,
     scanner: Scanner,
     meter: BodyMeter,
     budget: Arc<Budget>,
@@ -78,7 +88,8 @@ struct Reading {
 pub(super) async fn receive<N: Net>(exchange: &mut Exchange<'_, N>) -> Result<Body, Fault> {
     exchange.enter(Phase::Upload);
     let mut reading = Reading {
-        bytes: Vec::new(),
+        buffer: Vec::new(),
+        begin: 0,
         scanner: Scanner::new(WATCH),
         meter: BodyMeter::new(exchange.request.framing),
         budget: Arc::clone(&exchange.shard.budget),
@@ -88,36 +99,55 @@ pub(super) async fn receive<N: Net>(exchange: &mut Exchange<'_, N>) -> Result<Bo
         progress_bytes: 0,
         refused: None,
     };
-    reading.reserve(exchange.request.framing)?;
-    // Copy the head to a small buffer and free the large one it arrived in. Shrinking that one
-    // instead would leave a hole in the heap, almost as large as the body and yet too small for the
-    // buffer of the next request.
-    let head = exchange.request.bytes[..exchange.request.head.len].to_vec();
-    let mut arrived = std::mem::replace(&mut exchange.request.bytes, head);
-    // While `100 Continue` is sent to a slow client, its disconnect is detected by reading ahead.
-    // Those bytes belong to this body.
-    arrived.append(&mut exchange.client.take_ahead());
-    let early = &arrived[exchange.request.head.len..];
-    let taken = reading.take(early)?;
-    if taken < early.len() {
-        exchange.client.put_back(&early[taken..]);
-    }
-    exchange.shard.buffers.recycle(arrived);
+    take_arrived(exchange, &mut reading)?;
     while !reading.meter.is_done() && reading.refused.is_none() {
         receive_more(exchange, &mut reading).await?;
     }
     exchange.request.body = RequestBody::read(reading.meter.is_done());
-    exchange.stats.bytes_in += reading.bytes.len() as u64;
+    exchange.stats.bytes_in += reading.body().len() as u64;
     if let Some(fault) = reading.refused {
         return Err(fault);
     }
-    let document = reading.scanner.finish().map_err(Fault::Json)?;
-    request::check_edited(&document, &reading.bytes).map_err(Fault::Json)?;
-    Ok(Body {
-        bytes: reading.bytes,
-        document,
+    let body = Body {
+        document: reading.scanner.finish().map_err(Fault::Json)?,
+        buffer: reading.buffer,
+        begin: reading.begin,
         _reserved: reading.reserved,
-    })
+    };
+    request::check_edited(&body.document, body.bytes()).map_err(Fault::Json)?;
+    Ok(body)
+}
+
+/// Takes what has arrived with the head. If that is the whole body, it stays in the buffer that it
+/// was received into.
+fn take_arrived<N: Net>(
+    exchange: &mut Exchange<'_, N>,
+    reading: &mut Reading,
+) -> Result<(), Fault> {
+    let framing = exchange.request.framing;
+    reading.check_room(framing)?;
+    let buffers = &exchange.shard.buffers;
+    let mut arrived = exchange.request.take_arrived(buffers);
+    // While `100 Continue` is sent to a slow client, its disconnect is detected by reading ahead.
+    // Those bytes belong to this body.
+    let mut ahead = exchange.client.ahead.borrow_mut();
+    let later = ahead.take(usize::MAX, buffers);
+    arrived.extend_from_slice(&later);
+    buffers.recycle(later);
+    let begin = exchange.request.head.len;
+    let body_bytes = (arrived.len() - begin) as u64;
+    // The buffer may take more of the budget than the body.
+    if matches!(framing, Framing::Length(length) if length == body_bytes)
+        && reading.reserved.grow_to(arrived.capacity() as u64).is_ok()
+    {
+        (reading.buffer, reading.begin) = (arrived, begin);
+        reading.take_in_place(0);
+        return Ok(());
+    }
+    reading.make_room(framing)?;
+    let taken = reading.take(&arrived[begin..])?;
+    ahead.restore(arrived, begin + taken, buffers);
+    Ok(())
 }
 
 async fn receive_more<N: Net>(
@@ -134,12 +164,16 @@ async fn receive_more<N: Net>(
     let received = match reading.meter.remaining() {
         // The length is known, so bytes are received directly into the body.
         Some(remaining) => {
-            let room = usize::try_from(remaining)
-                .unwrap_or(usize::MAX)
-                .min(RECEIVE_LARGE_BYTES);
-            let before = reading.bytes.len();
-            let received = client.conn.try_recv_append(&mut reading.bytes, room);
+            // One byte more than the rest: if it does not arrive, the socket is known to be empty.
+            let rest = usize::try_from(remaining).unwrap_or(usize::MAX);
+            let room = rest.saturating_add(1).min(RECEIVE_LARGE_BYTES);
+            let before = reading.body().len();
+            let received = client.conn.try_recv_append(&mut reading.buffer, room);
             received.map(|n| {
+                if n > rest {
+                    client.put_back(&reading.body()[before + rest..]);
+                    reading.buffer.truncate(reading.begin + before + rest);
+                }
                 reading.take_in_place(before);
                 (n, Ok(()))
             })
@@ -171,19 +205,28 @@ async fn receive_more<N: Net>(
 }
 
 impl Reading {
-    /// Makes room for the length that `Content-Length` announces, unless the budget has no room for
-    /// it. It is reserved in the budget as it arrives: what a client announces takes no memory, so
-    /// it must not keep others from theirs.
-    fn reserve(&mut self, framing: Framing) -> Result<(), Fault> {
+    fn body(&self) -> &[u8] {
+        &self.buffer[self.begin..]
+    }
+
+    /// Checks that the budget has room for the length that `Content-Length` announces. It is
+    /// reserved as it arrives: what a client announces takes no memory, so it must not keep others
+    /// from theirs.
+    fn check_room(&self, framing: Framing) -> Result<(), Fault> {
+        match framing {
+            Framing::Length(length) if !self.budget.has_room(length) => Err(Fault::BudgetSpent),
+            _ => Ok(()),
+        }
+    }
+
+    /// Allocates the buffer for the length that `Content-Length` announces, and one byte more.
+    fn make_room(&mut self, framing: Framing) -> Result<(), Fault> {
         let Framing::Length(length) = framing else {
             return Ok(());
         };
-        if !self.budget.has_room(length) {
-            return Err(Fault::BudgetSpent);
-        }
         let length = usize::try_from(length).map_err(|_| Fault::BodyTooLarge)?;
-        self.bytes
-            .try_reserve_exact(length)
+        self.buffer
+            .try_reserve_exact(length.saturating_add(1))
             .map_err(|_| Fault::BudgetSpent)
     }
 
@@ -193,9 +236,9 @@ impl Reading {
     /// # Errors
     /// The framing is malformed. Any other defect is left in `refused`.
     fn take(&mut self, framed: &[u8]) -> Result<usize, Fault> {
-        let before = self.bytes.len();
+        let before = self.body().len();
         let refused = &mut self.refused;
-        let (bytes, reserved, bytes_max) = (&mut self.bytes, &mut self.reserved, self.bytes_max);
+        let (bytes, reserved, bytes_max) = (&mut self.buffer, &mut self.reserved, self.bytes_max);
         let taken = self.meter.decode(framed, |span| {
             if refused.is_none() {
                 *refused = append(bytes, reserved, bytes_max, span.of(framed)).err();
@@ -207,13 +250,13 @@ impl Reading {
     }
 
     /// Counts and scans the body bytes that have just been received: those from offset `before` of
-    /// `self.bytes` on. They were received directly into that buffer, because a body with a known
+    /// the body on. They were received directly into that buffer, because a body with a known
     /// length has no framing to remove.
     fn take_in_place(&mut self, before: usize) {
-        let new = self.bytes.len() - before;
+        let new = self.body().len() - before;
         let counted = self.meter.skip(new as u64);
         debug_assert!(counted, "more bytes were received than remained");
-        let (len, room) = (self.bytes.len(), self.bytes.capacity());
+        let (len, room) = (self.buffer.len(), self.buffer.capacity());
         let wanted = len.next_multiple_of(KEPT_STEP_BYTES).min(room.max(len));
         if let Err(spent) = self.reserved.grow_to(wanted as u64) {
             self.refused = self.refused.or(Some(spent.into()));
@@ -222,7 +265,8 @@ impl Reading {
     }
 
     fn scan(&mut self, before: usize) {
-        if let Err(error) = self.scanner.feed(&self.bytes[before..]) {
+        let new = &self.buffer[self.begin + before..];
+        if let Err(error) = self.scanner.feed(new) {
             self.refused = self.refused.or(Some(Fault::Json(error)));
         }
     }

@@ -6,11 +6,12 @@ use std::io::IoSlice;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use super::ahead::Ahead;
 use super::idle::NONE;
 use super::shard::Shard;
 use crate::fault::Fault;
 use crate::h1::{HeadError, RequestHead};
-use crate::limits::{CLIENT_AHEAD_BYTES_MAX, RECEIVE_HEAD_BYTES};
+use crate::limits::{CLIENT_AHEAD_BYTES_MAX, RECEIVE_HEAD_BYTES, RECEIVE_SMALL_BYTES};
 use crate::metrics::Phase;
 use crate::net::{Conduit, Conn, Instant, Net, Timer, would_block};
 use crate::upstream::{Deadline, Timeout, Waited};
@@ -21,7 +22,7 @@ pub(super) struct Client<N: Net> {
     /// The only timer of the session. One is enough because the session's phases never overlap.
     pub(super) timer: Timer,
     /// Bytes received from the client that no request has consumed yet.
-    pub(super) ahead: RefCell<Vec<u8>>,
+    pub(super) ahead: RefCell<Ahead>,
     gone: Cell<bool>,
     /// The place of the session in the list of idle ones; `NONE` while it is not idle. It is here
     /// because it fits between other fields: the future of an idle session must stay small.
@@ -50,7 +51,7 @@ impl<N: Net> Client<N> {
         Self {
             conn,
             timer: net.timer(),
-            ahead: RefCell::new(Vec::new()),
+            ahead: RefCell::default(),
             gone: Cell::new(false),
             idle_at: Cell::new(NONE),
             phase: Cell::new(Phase::Idle),
@@ -113,7 +114,7 @@ impl<N: Net> Client<N> {
     /// Parses a request head from the received bytes. Returns `false` if they do not contain a
     /// complete head.
     pub(super) fn parse_head(&self, head: &mut RequestHead) -> Result<bool, HeadError> {
-        head.parse(&self.ahead.borrow())
+        head.parse(self.ahead.borrow().unread())
     }
 
     /// Receives more bytes of a request head and appends them to those already received.
@@ -128,7 +129,11 @@ impl<N: Net> Client<N> {
         self.until_own(shard, deadline, |cx| self.conn.poll_readable(cx))
             .await
             .or_fault(Fault::HeadTimeout)?;
-        self.receive_ahead(shard, RECEIVE_HEAD_BYTES);
+        let room = match self.ahead.borrow().is_empty() {
+            true => RECEIVE_SMALL_BYTES,
+            false => RECEIVE_HEAD_BYTES,
+        };
+        self.receive_ahead(shard, room);
         if self.gone.get() {
             Err(Fault::ClientGone)
         } else {
@@ -168,27 +173,16 @@ impl<N: Net> Client<N> {
         deadline.at().is_some_and(|at| shard.net.now() > at)
     }
 
-    /// Takes the received bytes that no request has consumed yet. The caller must put back those it
-    /// does not use.
-    pub(super) fn take_ahead(&self) -> Vec<u8> {
-        self.ahead.take()
+    /// Takes the received bytes that no request has consumed yet, at most `len`. The caller must
+    /// put back those it does not use.
+    pub(super) fn take_ahead(&self, shard: &Shard<N>, len: usize) -> Vec<u8> {
+        self.ahead.borrow_mut().take(len, &shard.buffers)
     }
 
     /// Puts back bytes that were taken with `take_ahead` but not used, in front of any received
     /// since.
     pub(super) fn put_back(&self, bytes: &[u8]) {
-        let mut ahead = self.ahead.borrow_mut();
-        let later = ahead.len();
-        ahead.extend_from_slice(bytes);
-        ahead.rotate_left(later);
-    }
-
-    /// Puts back bytes that were taken with `take_ahead` but not used. Does not copy them, which is
-    /// possible because none were received since.
-    pub(super) fn put_back_first(&self, bytes: Vec<u8>) {
-        let mut ahead = self.ahead.borrow_mut();
-        debug_assert!(ahead.is_empty(), "bytes were received after the take");
-        *ahead = bytes;
+        self.ahead.borrow_mut().put_back(bytes);
     }
 
     /// Sends all of `slices` to the client, in order. Waits while the socket does not accept more.
@@ -290,7 +284,10 @@ impl<N: Net> Client<N> {
                 return true;
             }
             let room = match watch {
-                Watch::Ahead => CLIENT_AHEAD_BYTES_MAX.saturating_sub(self.ahead.borrow().len()),
+                Watch::Ahead => {
+                    let unread = self.ahead.borrow().unread().len();
+                    CLIENT_AHEAD_BYTES_MAX.saturating_sub(unread)
+                }
                 Watch::Hangup => 0,
             };
             if room == 0 {
@@ -307,20 +304,13 @@ impl<N: Net> Client<N> {
     /// Receives once from the client, at most `room` bytes, and appends them to `ahead`. At the end
     /// of the stream or on an error, records that the client has disconnected.
     fn receive_ahead(&self, shard: &Shard<N>, room: usize) {
-        shard.buffers.with_small(|buffer| {
-            let room = room.min(buffer.len());
-            match self.conn.try_recv(&mut buffer[..room]) {
-                Ok(0) => self.gone.set(true),
-                Ok(n) => {
-                    let mut ahead = self.ahead.borrow_mut();
-                    if ahead.capacity() == 0 {
-                        *ahead = shard.buffers.buffer();
-                    }
-                    ahead.extend_from_slice(&buffer[..n]);
-                }
-                Err(error) if would_block(&error) => {}
-                Err(_) => self.gone.set(true),
-            }
-        });
+        let buffers = &shard.buffers;
+        let received = buffers.receive(|buffer| self.conn.try_recv_append(buffer, room));
+        match received {
+            Ok(received) if received.is_empty() => self.gone.set(true),
+            Ok(received) => self.ahead.borrow_mut().append(received, buffers),
+            Err(error) if would_block(&error) => {}
+            Err(_) => self.gone.set(true),
+        }
     }
 }

@@ -98,8 +98,20 @@ impl<'a, N: Net> Exchange<'a, N> {
         while !client.parse_head(&mut head).map_err(Fault::Head)? {
             client.receive_head(shard, deadline).await?;
         }
-        let bytes = client.take_ahead();
-        let framing = h1::request_framing(&head, &bytes).map_err(Fault::Head)?;
+        let framing = {
+            let ahead = client.ahead.borrow();
+            h1::request_framing(&head, ahead.unread()).map_err(Fault::Head)?
+        };
+        // The end of a chunked body is not known, so the bytes after it are put back later.
+        let bytes_max = match framing {
+            Framing::None => head.len,
+            Framing::Length(length) => {
+                let length = usize::try_from(length).unwrap_or(usize::MAX);
+                head.len.saturating_add(length)
+            }
+            Framing::Chunked | Framing::UntilClose => usize::MAX,
+        };
+        let bytes = client.take_ahead(shard, bytes_max);
         let keep_alive = h1::request_keeps_alive(&head, &bytes);
         let client_id = head
             .field(Name::XRequestId)
@@ -112,7 +124,7 @@ impl<'a, N: Net> Exchange<'a, N> {
         let id = RequestId::choose(client_id, unix_ms, random);
         let route = shard.config.routes.of(head.method, head.target.of(&bytes));
         let trace = RequestTrace::begin(shard.tracer.as_ref(), &shard.net, &head, &bytes, started);
-        let mut exchange = Self {
+        Ok(Self {
             shard,
             client,
             request: Request {
@@ -121,31 +133,17 @@ impl<'a, N: Net> Exchange<'a, N> {
                 framing,
                 id,
                 route,
-                body: RequestBody::Unread,
+                body: match framing {
+                    Framing::None => RequestBody::Done,
+                    _ => RequestBody::Unread,
+                },
             },
             reply: Reply::Unsent,
             keep_alive,
             stats: RequestStats::new(route_label(route), started),
             detail: None,
             trace,
-        };
-        if framing == Framing::None {
-            exchange.finish_body_early();
-        }
-        Ok(exchange)
-    }
-
-    /// Marks the body of a request without one as read. The request ends with its head, so bytes
-    /// received after the head are put back for the next request.
-    fn finish_body_early(&mut self) {
-        let request = &mut self.request;
-        request.body = RequestBody::Done;
-        if request.bytes.len() > request.head.len {
-            let mut head = self.shard.buffers.buffer();
-            head.extend(request.bytes.drain(..request.head.len));
-            let next = std::mem::replace(&mut request.bytes, head);
-            self.client.put_back_first(next);
-        }
+        })
     }
 
     /// If nothing of the body has been read, and it arrived completely with the head, skips it:

@@ -1,52 +1,25 @@
 //! Pass-through and decode-only requests: the body is forwarded to the engine as it arrives.
 
 use std::future::poll_fn;
-use std::io::IoSlice;
 use std::task::Poll;
 
-use super::client::{Client, Watch};
+use super::client::Watch;
 use super::exchange::Exchange;
 use super::inspect::{BodyMask, Inspect};
 use super::leg;
 use super::relay::{self, PendingResponse};
 use super::request::RequestBody;
-use super::shard::Shard;
+use super::upload::Upload;
 use crate::fault::Fault;
 use crate::fleet::{Endpoint, Target};
-use crate::h1::{self, BodyMeter, Framing, Taken};
-use crate::limits::{RECEIVE_LARGE_BYTES, REPLAY_BYTES_MAX};
+use crate::h1::{self, BodyMeter, Framing};
+use crate::limits::RECEIVE_LARGE_BYTES;
 use crate::metrics::Phase;
-use crate::net::{Conduit, Conn, Instant, Net, would_block};
+use crate::net::{Conn, Instant, Net, would_block};
 use crate::pd::Role;
 use crate::upstream::{
     Attempts, CallError, Connection, Deadline, Ended, Limits, Next, Response, Scope, Timeout,
 };
-
-/// A request being forwarded from the client to one engine.
-struct Upload<N: Net> {
-    /// Request head for the engine, including the blank line.
-    head: Vec<u8>,
-    /// Body bytes in the form that the engine gets. While `whole` is set, all of them received so
-    /// far; otherwise those not sent yet.
-    out: Vec<u8>,
-    /// Number of bytes of `head` and `out` together that have been sent on the current connection.
-    at: usize,
-    /// Whether `out` contains the body from its start, so that the request can be sent again.
-    whole: bool,
-    meter: BodyMeter,
-    mask: Option<BodyMask>,
-    bytes_max: u64,
-    /// Pipe for the remaining body, which follows `out`; `None` while the body is copied.
-    pipe: Option<<N::Conn as Conn>::Pipe>,
-    /// Whether a pipe was requested for the remaining body but none was available. The remaining
-    /// body is then copied.
-    is_copied: bool,
-    /// Whether `head` requests a switch to the WebSocket protocol.
-    upgrade_sent: bool,
-    /// When the body last made progress: when the client last sent payload, or the engine last
-    /// accepted bytes that it had held up.
-    progress_at: Instant,
-}
 
 /// An event that ends a wait of an upload.
 enum Event {
@@ -131,6 +104,7 @@ fn begin_upload<N: Net>(
     let mut upload = Upload {
         head,
         out: exchange.shard.buffers.buffer(),
+        out_begin: 0,
         at: 0,
         whole: true,
         meter: BodyMeter::new(exchange.request.framing),
@@ -143,16 +117,12 @@ fn begin_upload<N: Net>(
     };
     if exchange.request.body.is_done() {
         upload.finish_if_done()?;
+    } else if exchange.request.has_body_arrived() {
+        let arrived = exchange.request.take_arrived(&exchange.shard.buffers);
+        let taken = upload.take_over(exchange, arrived)?;
+        end_take(exchange, &mut upload, taken)?;
     } else {
-        let mut bytes = std::mem::take(&mut exchange.request.bytes);
-        let taken = take_early(
-            exchange,
-            &mut upload,
-            &mut bytes[exchange.request.head.len..],
-        );
-        bytes.truncate(exchange.request.head.len);
-        exchange.request.bytes = bytes;
-        taken?;
+        end_take(exchange, &mut upload, 0)?;
     }
     Ok(upload)
 }
@@ -167,21 +137,17 @@ fn take_read_ahead<N: Net>(
     if upload.meter.is_done() {
         return Ok(());
     }
-    let mut early = exchange.client.take_ahead();
-    let taken = take_early(exchange, upload, &mut early);
-    exchange.shard.buffers.recycle(early);
-    taken
+    let early = exchange.client.take_ahead(exchange.shard, usize::MAX);
+    let taken = upload.take_copy(exchange, early, 0)?;
+    end_take(exchange, upload, taken)
 }
 
-fn take_early<N: Net>(
+/// Records that `taken` more bytes of the body have been read from the client.
+fn end_take<N: Net>(
     exchange: &mut Exchange<'_, N>,
     upload: &mut Upload<N>,
-    early: &mut [u8],
+    taken: usize,
 ) -> Result<(), Fault> {
-    let taken = upload.transform(early)?;
-    if taken < early.len() {
-        exchange.client.put_back(&early[taken..]);
-    }
     exchange.stats.bytes_in += taken as u64;
     exchange.request.body = RequestBody::read(upload.meter.is_done());
     upload.finish_if_done()
@@ -384,212 +350,5 @@ fn record_masked<N: Net>(exchange: &Exchange<'_, N>, upload: &Upload<N>) {
         && mask.masked() > 0
     {
         exchange.shard.metrics.masked(u64::from(mask.masked()));
-    }
-}
-
-impl<N: Net> Upload<N> {
-    /// Takes a pipe for the rest of a body that is not scanned, if splicing is worthwhile and a
-    /// pipe is available. Spliced bytes are not kept, so the request can no longer be sent again.
-    fn begin_splice(&mut self, shard: &Shard<N>) {
-        let remaining = self.meter.remaining().unwrap_or(0);
-        let is_worth_it = self.mask.is_none() && remaining >= N::SPLICE_BYTES_MIN;
-        if self.pipe.is_none() && is_worth_it && !self.is_copied {
-            self.pipe = shard.net.pipe();
-            // Avoids another attempt on every receive.
-            self.is_copied = self.pipe.is_none();
-        }
-    }
-
-    /// Returns the unsent bytes of `head` and `out`.
-    fn unsent(&self) -> [&[u8]; 2] {
-        let in_out = self.at.saturating_sub(self.head.len());
-        let head = self.head.get(self.at..).unwrap_or_default();
-        [head, &self.out[in_out..]]
-    }
-
-    /// Drops the bytes of `out` if all of them have been sent.
-    fn drop_sent(&mut self) {
-        if self.at == self.head.len() + self.out.len() {
-            self.out.clear();
-            self.at = self.head.len();
-        }
-    }
-
-    /// Sends the unsent bytes of `head`, `out` and the pipe. Returns `true` if the kernel accepted
-    /// all of them.
-    fn flush(&mut self, conn: &N::Conn) -> std::io::Result<bool> {
-        loop {
-            if self.at == self.head.len() + self.out.len() {
-                return self.drain(conn);
-            }
-            let slices = self.unsent().map(IoSlice::new);
-            match conn.try_send_vectored(&slices) {
-                Ok(sent) => self.at += sent,
-                Err(error) if would_block(&error) => return Ok(false),
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
-    /// Sends the contents of the pipe to the engine. Returns `true` if the pipe is empty
-    /// afterwards.
-    fn drain(&mut self, conn: &N::Conn) -> std::io::Result<bool> {
-        while let Some(pipe) = self.pipe.as_mut().filter(|pipe| pipe.held() > 0) {
-            match conn.try_drain(pipe) {
-                Ok(_) => {}
-                Err(error) if would_block(&error) => return Ok(false),
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(true)
-    }
-
-    /// Forwards received client bytes. While the body received so far is no longer than
-    /// `REPLAY_BYTES_MAX`, they are appended to `out`, which keeps them in case the request must be
-    /// sent again. After that they are sent directly from the receive buffer, unless their chunk
-    /// framing must be regenerated. Returns how many of them belong to this body, and `false` if
-    /// the engine accepts no more bytes.
-    fn pass(
-        &mut self,
-        shard: &Shard<N>,
-        conn: &N::Conn,
-        client: &Client<N>,
-        received: &mut [u8],
-    ) -> Result<(usize, bool), Fault> {
-        let keep = self.whole && self.out.len() + received.len() <= REPLAY_BYTES_MAX;
-        // Bytes that are withheld across receives can be more than those of one receive.
-        let is_copied = match self.mask {
-            None => false,
-            Some(BodyMask::Json(_)) => self.framing() == Framing::Chunked,
-            Some(BodyMask::Form(_)) => true,
-        };
-        if !keep {
-            self.whole = false;
-            self.drop_sent();
-        }
-        if keep || is_copied {
-            let taken = self.transform(received)?;
-            if taken < received.len() {
-                client.put_back(&received[taken..]);
-            }
-            return Ok((taken, true));
-        }
-        let (taken, kept) = self.take(received)?;
-        if taken < received.len() {
-            client.put_back(&received[taken..]);
-        }
-        self.check_size()?;
-        shard.metrics.copied_bytes(taken as u64);
-        Ok((taken, self.send_direct(conn, &mut received[..kept])?))
-    }
-
-    /// Counts received bytes as bytes of the body, and removes trailer fields from them: an engine
-    /// may treat those as header fields, which nothing here has inspected (RFC 9110 6.5.1). Returns
-    /// how many of the bytes belong to this body, and how many of those are left, at the front.
-    fn take(&mut self, received: &mut [u8]) -> Result<(usize, usize), Fault> {
-        let taken = self.meter.take_with_trailers(received);
-        let Taken { len, trailers } = taken.map_err(|_| Fault::Chunk)?;
-        if !trailers.is_empty() {
-            received.copy_within(trailers.end..len, trailers.start);
-        }
-        Ok((len, len - trailers.len()))
-    }
-
-    /// Sends body bytes from the buffer they were received into, after masking them there if the
-    /// body is scanned, together with the unsent bytes before them. Bytes that the socket does not
-    /// accept are copied to `out`. Returns `false` if the connection has failed.
-    fn send_direct(&mut self, conn: &N::Conn, bytes: &mut [u8]) -> Result<bool, Fault> {
-        let (held, ready) = match &mut self.mask {
-            None => (None, bytes.len()),
-            Some(BodyMask::Form(_)) => return Err(Fault::Bug("a form was not copied")),
-            Some(BodyMask::Json(mask)) => match mask.feed(bytes) {
-                Ok(masked) => (Some(masked.held), masked.ready),
-                // `finish_if_done` reports the error.
-                Err(_) => return Ok(true),
-            },
-        };
-        let held: &[u8] = held.as_deref().unwrap_or_default();
-        let [head, out] = self.unsent();
-        let unsent = head.len() + out.len();
-        let slices = [head, out, held, &bytes[..ready]].map(IoSlice::new);
-        let sent = match conn.try_send_vectored(&slices) {
-            Ok(sent) => sent,
-            Err(error) if would_block(&error) => 0,
-            Err(_) => return Ok(false),
-        };
-        self.at += sent.min(unsent);
-        self.drop_sent();
-        let sent = sent.saturating_sub(unsent);
-        self.out
-            .extend_from_slice(held.get(sent..).unwrap_or_default());
-        self.out
-            .extend_from_slice(&bytes[sent.saturating_sub(held.len()).min(ready)..ready]);
-        Ok(true)
-    }
-
-    /// Converts received client bytes to the form that the engine gets and appends them to `out`.
-    /// Returns how many of them belong to this body. [`Upload::finish_if_done`] reports an error of
-    /// the scan, so that the caller can record first how much of the body has been read.
-    fn transform(&mut self, received: &mut [u8]) -> Result<usize, Fault> {
-        let Some(mask) = &mut self.mask else {
-            let (taken, kept) = self.take(received)?;
-            self.out.extend_from_slice(&received[..kept]);
-            return self.check_size().map(|()| taken);
-        };
-        if self.meter.framing() != Framing::Chunked {
-            let taken = self.meter.take(received).map_err(|_| Fault::Chunk)?;
-            // `finish_if_done` reports the error.
-            mask.append(&mut received[..taken], &mut self.out);
-            return self.check_size().map(|()| taken);
-        }
-        // The mask may withhold bytes across the end of a chunk, so the chunk framing is
-        // regenerated.
-        let mut spans = Vec::new();
-        let taken = self.meter.decode(received, |span| spans.push(span));
-        let taken = taken.map_err(|_| Fault::Chunk)?;
-        let mut payload = Vec::new();
-        for span in spans {
-            payload.clear();
-            let piece = &mut received[span.start..span.end];
-            if mask.append(piece, &mut payload).is_none() {
-                break;
-            }
-            if !payload.is_empty() {
-                self.out.extend_from_slice(&h1::chunk_line(payload.len()));
-                self.out.extend_from_slice(&payload);
-                self.out.extend_from_slice(b"\r\n");
-            }
-        }
-        self.check_size().map(|()| taken)
-    }
-
-    /// If the body is being scanned, reports an error of the scan. If the body is also complete,
-    /// checks that it is a complete document or form and, if its chunk framing is regenerated,
-    /// appends the last chunk to `out`.
-    fn finish_if_done(&mut self) -> Result<(), Fault> {
-        let Some(mask) = &mut self.mask else {
-            return Ok(());
-        };
-        mask.check(self.meter.is_done())?;
-        if !self.meter.is_done() {
-            return Ok(());
-        }
-        if self.meter.framing() == Framing::Chunked {
-            self.out.extend_from_slice(h1::LAST_CHUNK);
-        }
-        Ok(())
-    }
-
-    fn check_size(&self) -> Result<(), Fault> {
-        let is_over = self.meter.payload_bytes() > self.bytes_max;
-        if is_over {
-            Err(Fault::BodyTooLarge)
-        } else {
-            Ok(())
-        }
-    }
-
-    const fn framing(&self) -> Framing {
-        self.meter.framing()
     }
 }

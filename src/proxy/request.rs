@@ -3,6 +3,7 @@
 use super::request_id::RequestId;
 use crate::api::Route;
 use crate::h1::{Framing, Method, Name, RequestHead, Version};
+use crate::upstream::Buffers;
 
 /// A request whose head has been read.
 pub(super) struct Request {
@@ -45,6 +46,13 @@ impl Request {
         self.head
             .fields_named(name)
             .map(|field| field.value.of(&self.bytes))
+    }
+
+    /// Returns the buffer with the head and the bytes that were received with it. Keeps a copy of
+    /// the head.
+    pub(super) fn take_arrived(&mut self, buffers: &Buffers) -> Vec<u8> {
+        let head = buffers.copy(&self.bytes[..self.head.len]);
+        std::mem::replace(&mut self.bytes, head)
     }
 
     /// Returns whether a part of the body has arrived with the head, or there is none to wait for.

@@ -59,8 +59,6 @@ async fn next_request<N: Net>(shard: &Shard<N>, client: &Client<N>) -> bool {
     if !client.ahead.borrow().is_empty() {
         return true;
     }
-    // Recycle the read-ahead buffer, so that an idle connection does not hold one.
-    shard.buffers.recycle(client.ahead.take());
     client
         .timer
         .set(shard.net.now(), shard.config.timeouts.keepalive);

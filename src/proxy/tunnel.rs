@@ -72,7 +72,7 @@ pub(super) async fn relay_upgrade<N: Net>(
         ended: false,
     };
     let mut up = Lane {
-        pending: exchange.client.take_ahead(),
+        pending: exchange.client.take_ahead(exchange.shard, usize::MAX),
         at: 0,
         ended: false,
     };

@@ -4,8 +4,8 @@ use std::cell::RefCell;
 
 use crate::h1::Field;
 use crate::limits::{
-    RECEIVE_LARGE_BYTES, RECEIVE_SMALL_BYTES, RECYCLED_BUFFER_BYTES_MAX, RECYCLED_BUFFERS_MAX,
-    RECYCLED_FIELDS_MAX,
+    HANDED_OVER_BYTES_MIN, RECEIVE_LARGE_BYTES, RECEIVE_SMALL_BYTES, RECYCLED_BUFFER_BYTES_MAX,
+    RECYCLED_BUFFERS_MAX, RECYCLED_FIELDS_MAX, RECYCLED_RECEIVED_MAX,
 };
 
 /// Initial capacity in bytes of a buffer from [`Buffers::buffer`]; enough for a typical head.
@@ -16,6 +16,8 @@ pub(crate) struct Buffers {
     small: RefCell<Box<[u8]>>,
     large: RefCell<Box<[u8]>>,
     spare: RefCell<Vec<Vec<u8>>>,
+    /// Buffers for requests, each with a capacity of `RECEIVE_SMALL_BYTES`.
+    spare_received: RefCell<Vec<Vec<u8>>>,
     spare_fields: RefCell<Vec<Vec<Field>>>,
 }
 
@@ -25,6 +27,7 @@ impl Buffers {
             small: RefCell::new(vec![0; RECEIVE_SMALL_BYTES].into_boxed_slice()),
             large: RefCell::new(Box::default()),
             spare: RefCell::new(Vec::new()),
+            spare_received: RefCell::new(Vec::new()),
             spare_fields: RefCell::new(Vec::new()),
         }
     }
@@ -52,12 +55,50 @@ impl Buffers {
         spare.unwrap_or_else(|| Vec::with_capacity(SMALL_BUFFER_BYTES))
     }
 
-    /// Keeps a buffer for reuse. It is freed instead if it is larger than
-    /// `RECYCLED_BUFFER_BYTES_MAX` or enough buffers are kept.
+    /// Returns a buffer that contains `bytes`.
+    pub(crate) fn copy(&self, bytes: &[u8]) -> Vec<u8> {
+        let mut buffer = self.buffer();
+        if bytes.len() > buffer.capacity() {
+            self.recycle(std::mem::replace(
+                &mut buffer,
+                Vec::with_capacity(bytes.len()),
+            ));
+        }
+        buffer.extend_from_slice(bytes);
+        buffer
+    }
+
+    /// Calls `receive` with an empty buffer of `RECEIVE_SMALL_BYTES` and returns what it has
+    /// appended: that buffer if it holds at least `HANDED_OVER_BYTES_MIN`, otherwise a copy that
+    /// takes no more memory than it needs.
+    ///
+    /// # Errors
+    /// The error of `receive`.
+    pub(crate) fn receive<E>(
+        &self,
+        receive: impl FnOnce(&mut Vec<u8>) -> Result<usize, E>,
+    ) -> Result<Vec<u8>, E> {
+        let spare = self.spare_received.borrow_mut().pop();
+        let mut buffer = spare.unwrap_or_else(|| Vec::with_capacity(RECEIVE_SMALL_BYTES));
+        let received = receive(&mut buffer);
+        if buffer.len() >= HANDED_OVER_BYTES_MIN {
+            return received.map(|_| buffer);
+        }
+        let copied = received.map(|_| self.copy(&buffer));
+        self.recycle(buffer);
+        copied
+    }
+
+    /// Keeps a buffer for reuse. It is freed instead if its capacity is neither
+    /// `RECEIVE_SMALL_BYTES` nor at most `RECYCLED_BUFFER_BYTES_MAX`, or enough buffers are kept.
     pub(crate) fn recycle(&self, mut buffer: Vec<u8>) {
-        let mut spare = self.spare.borrow_mut();
-        let is_small = (1..=RECYCLED_BUFFER_BYTES_MAX).contains(&buffer.capacity());
-        if is_small && spare.len() < RECYCLED_BUFFERS_MAX {
+        let (spare, count_max) = match buffer.capacity() {
+            RECEIVE_SMALL_BYTES => (&self.spare_received, RECYCLED_RECEIVED_MAX),
+            1..=RECYCLED_BUFFER_BYTES_MAX => (&self.spare, RECYCLED_BUFFERS_MAX),
+            _ => return,
+        };
+        let mut spare = spare.borrow_mut();
+        if spare.len() < count_max {
             buffer.clear();
             spare.push(buffer);
         }

@@ -96,7 +96,7 @@ pub(super) enum AfterSend {
 impl AfterSend {
     fn of(self, split: &Split) -> Self {
         // The other chunks are built from it.
-        if split.chunk.is_some() || split.body.bytes.len() < KEPT_STEP_BYTES {
+        if split.chunk.is_some() || split.body.bytes().len() < KEPT_STEP_BYTES {
             Self::KeepBody
         } else {
             self
@@ -363,7 +363,7 @@ fn call<'a, N: Net>(
         engine: shard.upstreams.engine(Role::Decode, target),
         head,
         leg,
-        body: &split.body.bytes,
+        body: split.body.bytes(),
         is_counted: true,
     }
 }

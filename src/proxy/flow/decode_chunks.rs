@@ -23,7 +23,7 @@ use crate::proxy::relay::{self, PendingResponse};
 /// request allows it.
 pub(super) fn cut<N: Net>(exchange: &Exchange<'_, N>, split: &mut Split) {
     if let Some(tokens) = exchange.shard.config.pd.decode_chunk_tokens {
-        let cut = Cut::of(split.api, &split.body.document, &split.body.bytes, tokens);
+        let cut = Cut::of(split.api, &split.body.document, split.body.bytes(), tokens);
         split.chunk = cut.map(|cut| Box::new(Progress::new(cut)));
         if split.chunk.is_some() {
             exchange

@@ -216,7 +216,7 @@ async fn prefill_once<N: Net>(
         engine: exchange.shard.upstreams.engine(Role::Prefill, target),
         head: &head,
         leg: &leg,
-        body: &split.body.bytes,
+        body: split.body.bytes(),
         is_counted: true,
     };
     let upstreams = &exchange.shard.upstreams;

@@ -66,7 +66,7 @@ impl Split {
         PdRequest {
             api: self.api,
             document: &self.body.document,
-            body: &self.body.bytes,
+            body: self.body.bytes(),
             uuid: self.uuid,
             owned: self.config.pd.owned(),
             encoded: self.encoded.as_ref(),
@@ -84,7 +84,7 @@ impl Split {
 
     /// Returns whether the request forces the call of a tool.
     pub(super) fn forces_tool(&self) -> bool {
-        decide::forces_tool(self.api, &self.body.document, &self.body.bytes)
+        decide::forces_tool(self.api, &self.body.document, self.body.bytes())
     }
 
     pub(super) fn connector(&self) -> &'static dyn Connector {

@@ -135,7 +135,7 @@ fn send<N: Net>(
             engine: context.upstreams().engine(leg.role, &target),
             head: &head,
             leg: &leg,
-            body: &body.bytes,
+            body: body.bytes(),
             is_counted: false,
         };
         let deadlines = Deadlines::all(deadline);
