@@ -1,15 +1,26 @@
-//! Messages from the control plane to a shard.
+//! Messages from the control plane, and clients from other shards, to a shard.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::net::Notifier;
+use crate::net::{Accepted, Notifier};
+use crate::proxy::places::Place;
 use crate::upstream::Resolved;
+
+/// A client connection that another shard has accepted.
+#[derive(Debug)]
+pub(super) struct Client {
+    pub(super) accepted: Accepted,
+    /// Index of the rank whose listener accepted it.
+    pub(super) rank: usize,
+    pub(super) place: Place,
+}
 
 /// A message to a shard.
 #[derive(Debug)]
 pub(super) enum Message {
+    Client(Client),
     /// Result of a name look-up that the shard requested.
     Resolved(Resolved),
     /// The drain has started. The message only wakes the shard, which then reads the shared
@@ -19,16 +30,23 @@ pub(super) enum Message {
     Cut,
 }
 
-/// The queue of messages from the control plane to one shard. Usable from any thread; the shard's
-/// own thread takes the messages.
+/// The queue of messages to one shard. Usable from any thread; the shard's own thread takes the
+/// messages.
 #[derive(Clone, Debug)]
 pub(super) struct Inbox {
-    waiting: Arc<Mutex<VecDeque<Message>>>,
+    waiting: Arc<Mutex<Waiting>>,
     notifier: Notifier,
     /// How often the shard has taken its messages.
     beats: Arc<AtomicU64>,
     /// Whether the shard must close idle client connections, for a client of another shard.
     must_close_idle: Arc<AtomicBool>,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    messages: VecDeque<Message>,
+    /// Whether the shard takes no more messages.
+    is_closed: bool,
 }
 
 impl Inbox {
@@ -50,16 +68,36 @@ impl Inbox {
     }
 
     /// Queues a message and wakes the shard. The queue is bounded: it contains at most the results
-    /// of the look-ups that the shard has requested, one [`Message::CheckDrain`] and one
-    /// [`Message::Cut`].
+    /// of the look-ups that the shard has requested, clients, each with a place, one
+    /// [`Message::CheckDrain`] and one [`Message::Cut`].
     pub(super) fn send(&self, message: Message) {
-        // The lock is held for a push or a swap only. The shard takes it after a notification, not
-        // while it handles a request.
-        self.waiting
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push_back(message);
+        self.lock().messages.push_back(message);
         self.notifier.notify();
+    }
+
+    /// Hands a client over to the shard.
+    ///
+    /// # Errors
+    /// Returns the client if the shard takes no more messages.
+    pub(super) fn hand_over(&self, client: Client) -> Result<(), Client> {
+        let mut waiting = self.lock();
+        if waiting.is_closed {
+            return Err(client);
+        }
+        let is_first = waiting.messages.is_empty();
+        waiting.messages.push_back(Message::Client(client));
+        drop(waiting);
+        if is_first {
+            // Otherwise the shard has been woken and has not taken the messages yet.
+            self.notifier.notify();
+        }
+        Ok(())
+    }
+
+    /// The lock is held for a push or a swap only. The shard takes it after a notification, not
+    /// while it handles a request.
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Wakes the shard without a message.
@@ -83,14 +121,28 @@ impl Inbox {
         self.beats.load(Ordering::Relaxed)
     }
 
-    /// Records that the shard takes no more messages.
+    /// Records that the shard takes no more messages, and drops those that are left. The
+    /// connections of clients among them are closed.
     pub(super) fn end(&self) {
         self.beats.store(Self::ENDED, Ordering::Relaxed);
+        let mut waiting = self.lock();
+        waiting.is_closed = true;
+        let left = std::mem::take(&mut waiting.messages);
+        drop(waiting);
+        drop(left);
+    }
+
+    /// Closes the queue for clients, unless one is waiting. Returns whether it is closed.
+    pub(super) fn close(&self) -> bool {
+        let mut waiting = self.lock();
+        let is_client = |message: &Message| matches!(message, Message::Client(_));
+        waiting.is_closed |= !waiting.messages.iter().any(is_client);
+        waiting.is_closed
     }
 
     /// Returns all queued messages and empties the queue.
     pub(super) fn take(&self) -> VecDeque<Message> {
         self.beats.fetch_add(1, Ordering::Relaxed);
-        std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut self.lock().messages)
     }
 }

@@ -3,6 +3,7 @@
 //! It starts the shards, resolves names for them, serves the admin port, handles signals and shuts
 //! the process down. No request passes through it, so it may use general-purpose libraries.
 
+mod accept;
 mod certificate;
 #[cfg(feature = "mock")]
 pub mod demo;

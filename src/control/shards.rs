@@ -3,13 +3,14 @@
 use std::io;
 use std::net::TcpListener;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 
+use super::accept::{Entrance, Served, accept, wait};
 use super::inbox::{Inbox, Message};
 use super::incidents::Incidents;
 use super::publish::Published;
@@ -18,18 +19,15 @@ use super::sockets::SocketErrorLog;
 use super::tls::TlsContext;
 use crate::budget::Budget;
 use crate::config::Config;
-use crate::limits::{
-    ACCEPT_BATCH_MAX, ACCEPT_PAUSE_MS, ACCEPT_PAUSE_MS_MIN, VANISHED_CHECK_SECS, VANISHED_MS_MIN,
-    VANISHED_TRIES_MIN,
-};
+use crate::limits::{VANISHED_CHECK_SECS, VANISHED_MS_MIN, VANISHED_TRIES_MIN};
 use crate::metrics::ShardMetrics;
 use crate::metrics::access_log::AccessRing;
+use crate::net::Net;
 use crate::net::probe::Driver;
-use crate::net::runtime::{self, Listener, Runtime, Socket};
-use crate::net::tls::{Acceptor, Secure, Wire};
-use crate::net::{Net, Timer, would_block};
-use crate::proxy::session;
-use crate::proxy::shard::{Places, Shard, ShardDeps, is_local_address};
+use crate::net::runtime::{self, Runtime};
+use crate::net::tls::Secure;
+use crate::proxy::places::Places;
+use crate::proxy::shard::{Shard, ShardDeps, is_local_address};
 use crate::sys::{self, Silence};
 use crate::trace::TraceRing;
 
@@ -41,6 +39,8 @@ pub(super) struct Shared {
     pub(super) config: Arc<Config>,
     pub(super) budget: Arc<Budget>,
     pub(super) places: Arc<Places>,
+    /// The inboxes of all shards, once all have started.
+    pub(super) inboxes: Arc<OnceLock<Vec<Inbox>>>,
     pub(super) published: Published,
     /// Number of shards that accept connections.
     pub(super) listening: Arc<AtomicUsize>,
@@ -54,11 +54,18 @@ pub(super) struct Shared {
     pub(super) tls: TlsContext,
 }
 
-/// The parameters of one shard.
+/// The parameters of the thread of one shard.
 pub(super) struct ShardSpawn {
-    pub(super) index: usize,
     pub(super) cpus: Vec<usize>,
     pub(super) driver: Driver,
+    pub(super) part: ShardPart,
+    /// Called once when the thread ends, with the error if it failed or panicked.
+    pub(super) ended: Box<dyn FnOnce(io::Result<()>) + Send>,
+}
+
+/// The parts of the process that belong to one shard.
+pub(super) struct ShardPart {
+    pub(super) index: usize,
     /// The shard's listening sockets: one per rank, in rank order.
     pub(super) listeners: Vec<TcpListener>,
     pub(super) metrics: Arc<ShardMetrics>,
@@ -66,27 +73,6 @@ pub(super) struct ShardSpawn {
     /// Called with the shard's inbox once the shard accepts connections. Dropped without a call if
     /// the shard fails before.
     pub(super) started: Box<dyn FnOnce(io::Result<Inbox>) + Send>,
-    /// Called once when the thread ends, with the error if it failed or panicked.
-    pub(super) ended: Box<dyn FnOnce(io::Result<()>) + Send>,
-}
-
-/// The network layer of a shard: the executor's sockets, with optional TLS.
-type Served = Secure<Runtime>;
-
-/// A rank's listening socket. Its connections use TLS if `acceptor` is `Some`.
-struct RankListener {
-    listener: Listener,
-    acceptor: Option<Acceptor>,
-    rank: usize,
-}
-
-impl RankListener {
-    fn wire(&self, conn: Socket) -> Wire<Socket> {
-        match &self.acceptor {
-            Some(acceptor) => acceptor.accept(conn),
-            None => Wire::Plain(conn),
-        }
-    }
 }
 
 /// The ring buffers through which a shard passes records to the access log and spans to the span
@@ -98,27 +84,19 @@ pub(super) struct LogSinks {
 
 /// Starts a shard's thread.
 pub(super) fn spawn(shared: Arc<Shared>, spawn: ShardSpawn) -> io::Result<JoinHandle<()>> {
-    let name = format!("shard-{}", spawn.index);
+    let index = spawn.part.index;
+    let name = format!("shard-{index}");
     thread::Builder::new().name(name).spawn(move || {
         // Pin before the shard allocates memory: the kernel then takes its pages from the CPU's own
         // NUMA node.
         if !spawn.cpus.is_empty()
             && let Err(error) = sys::pin(&spawn.cpus)
         {
-            tracing::warn!(shard = spawn.index, cpus = ?spawn.cpus, %error, "shard cannot be pinned to its CPUs; running unpinned");
+            tracing::warn!(shard = index, cpus = ?spawn.cpus, %error, "shard cannot be pinned to its CPUs; running unpinned");
         }
         let busy_poll = shared.config.busy_poll;
-        let ShardSpawn {
-            driver,
-            listeners,
-            metrics,
-            sinks,
-            started,
-            ended,
-            ..
-        } = spawn;
-        let ended = EndReport(Some(ended));
-        let serve = async |net: Runtime| serve(net, shared, listeners, metrics, sinks, started).await;
+        let (driver, part, ended) = (spawn.driver, spawn.part, EndReport(Some(spawn.ended)));
+        let serve = async |net: Runtime| serve(net, shared, part).await;
         let result = runtime::run(driver, busy_poll, serve).and_then(|served| served);
         ended.report(result);
     })
@@ -144,52 +122,40 @@ impl Drop for EndReport {
     }
 }
 
-async fn serve(
-    net: Runtime,
-    shared: Arc<Shared>,
-    listeners: Vec<TcpListener>,
-    metrics: Arc<ShardMetrics>,
-    sinks: LogSinks,
-    started: Box<dyn FnOnce(io::Result<Inbox>) + Send>,
-) -> io::Result<()> {
+async fn serve(net: Runtime, shared: Arc<Shared>, part: ShardPart) -> io::Result<()> {
+    let metrics = part.metrics;
     let (notifications, notifier) = net.notifier()?;
     let inbox = Inbox::new(notifier);
     let counted = Arc::clone(&metrics);
     net.on_panic(move || counted.panic());
-    let acceptor = shared.tls.acceptor(&metrics);
-    let shard = Shard::new(
-        Secure(net.clone()),
-        deps(&shared, &inbox, Arc::clone(&metrics), sinks),
-    );
-    for (rank, listener) in listeners.into_iter().enumerate() {
+    let deps = deps(&shared, &inbox, Arc::clone(&metrics), part.sinks);
+    let entrance = Rc::new(Entrance {
+        index: part.index,
+        net: net.clone(),
+        shard: Shard::new(Secure(net.clone()), deps),
+        acceptor: shared.tls.acceptor(&metrics),
+        places: Arc::clone(&shared.places),
+        inboxes: Arc::clone(&shared.inboxes),
+        places_wanted: Arc::clone(&shared.places_wanted),
+    });
+    for (rank, listener) in part.listeners.into_iter().enumerate() {
         let listener = net.listener(listener)?;
-        let rank_listener = RankListener {
-            listener,
-            acceptor: acceptor.clone(),
-            rank,
-        };
-        net.spawn_vital(accept(
-            Rc::clone(&shard),
-            rank_listener,
-            net.timer(),
-            net.clone(),
-            Arc::clone(&shared.places_wanted),
-        ));
+        net.spawn_vital(accept(Rc::clone(&entrance), listener, rank));
     }
     net.spawn_vital(reset_vanished(net.clone(), Arc::clone(&metrics)));
     shared.listening.fetch_add(1, Ordering::Release);
-    started(Ok(inbox.clone()));
-    while !shard.is_draining() {
+    (part.started)(Ok(inbox.clone()));
+    while !entrance.shard.is_draining() {
         notifications.notified().await;
         metrics.set_events_lost(u64::from(net.events_lost()));
-        if handle_messages(&shard, &inbox) == Handled::Cut {
+        if handle_messages(&entrance, &inbox) == Handled::Cut {
             shared.listening.fetch_sub(1, Ordering::Release);
             inbox.end();
             return Ok(());
         }
     }
     shared.listening.fetch_sub(1, Ordering::Release);
-    drain(&net, &shard, &inbox).await;
+    drain(&entrance, &inbox).await;
     inbox.end();
     Ok(())
 }
@@ -216,13 +182,19 @@ enum Handled {
 }
 
 /// Handles all messages that the shard has received.
-fn handle_messages(shard: &Shard<Served>, inbox: &Inbox) -> Handled {
+fn handle_messages(entrance: &Entrance, inbox: &Inbox) -> Handled {
+    let shard = &entrance.shard;
     if inbox.must_close_idle() {
         shard.close_idle();
     }
     let mut handled = Handled::Continue;
     for message in inbox.take() {
         match message {
+            Message::Client(client) => {
+                if let Err(error) = entrance.serve(client) {
+                    tracing::warn!(%error, "a client connection was closed: its socket cannot be watched");
+                }
+            }
             Message::Resolved(resolved) => shard.resolved(resolved),
             Message::CheckDrain => {}
             Message::Cut => handled = Handled::Cut,
@@ -234,13 +206,15 @@ fn handle_messages(shard: &Shard<Served>, inbox: &Inbox) -> Handled {
 /// Waits until the shard has no open client connection and no leg that runs as a separate task, or
 /// until the control plane cuts those that are left. Repeatedly wakes all waiting sessions, so that
 /// idle ones close.
-async fn drain(net: &Runtime, shard: &Rc<Shard<Served>>, inbox: &Inbox) {
+async fn drain(entrance: &Entrance, inbox: &Inbox) {
+    let Entrance { net, shard, .. } = entrance;
     let timer = net.timer();
     loop {
         net.nudge_all();
         timer.set(net.now(), Some(DRAIN_CHECK_INTERVAL));
         wait(&timer).await;
-        if handle_messages(shard, inbox) == Handled::Cut || shard.sessions() == 0 {
+        let is_cut = handle_messages(entrance, inbox) == Handled::Cut;
+        if is_cut || (shard.sessions() == 0 && inbox.close()) {
             return;
         }
     }
@@ -262,7 +236,6 @@ fn deps(
         config: Arc::clone(&shared.config),
         metrics,
         budget: Arc::clone(&shared.budget),
-        places: Arc::clone(&shared.places),
         fleet: Arc::clone(&shared.published),
         is_own_listener: Box::new(move |address| {
             ports.contains(&address.port()) && is_local_address(address.ip())
@@ -282,112 +255,4 @@ fn deps(
         access: sinks.access,
         traces: sinks.traces,
     }
-}
-
-/// Accepts connections until the drain starts, and then those still in the backlog: the kernel has
-/// already completed their TCP handshakes.
-async fn accept(
-    shard: Rc<Shard<Served>>,
-    rank_listener: RankListener,
-    timer: Timer,
-    net: Runtime,
-    places_wanted: Arc<Notify>,
-) {
-    let mut paused = false;
-    loop {
-        let stop = shard.is_draining();
-        let ended = accept_batch(&shard, &rank_listener);
-        match &ended {
-            BatchEnd::Empty if stop => return,
-            BatchEnd::Empty | BatchEnd::More => paused = false,
-            BatchEnd::Full | BatchEnd::Failed(_) if stop => return,
-            BatchEnd::Full | BatchEnd::Failed(_) => {
-                if !std::mem::replace(&mut paused, true) {
-                    warn_of_pause(&ended, shard.places_max());
-                }
-                shard.count_accept_paused();
-                let pause_ms = match shard.close_idle() {
-                    0 => {
-                        // Others may have idle connections.
-                        places_wanted.notify_one();
-                        ACCEPT_PAUSE_MS
-                    }
-                    _ => ACCEPT_PAUSE_MS_MIN,
-                };
-                timer.set(net.now(), Some(Duration::from_millis(pause_ms)));
-                wait(&timer).await;
-                continue;
-            }
-        }
-        // A timer without a deadline: a drain wakes every timer, and so this task.
-        timer.set(net.now(), None);
-        let readable = rank_listener.listener.readable();
-        let mut readable = std::pin::pin!(readable);
-        std::future::poll_fn(|cx| {
-            if shard.is_draining() || readable.as_mut().poll(cx).is_ready() {
-                return std::task::Poll::Ready(());
-            }
-            let _ = timer.poll(cx);
-            std::task::Poll::Pending
-        })
-        .await;
-    }
-}
-
-/// Reason why a batch of accepts ended.
-enum BatchEnd {
-    /// No connection is pending.
-    Empty,
-    /// More connections may be pending.
-    More,
-    /// The process has as many client connections as it may have.
-    Full,
-    Failed(io::Error),
-}
-
-fn warn_of_pause(ended: &BatchEnd, places: usize) {
-    match ended {
-        BatchEnd::Failed(error) => tracing::warn!(
-            %error,
-            "accept failed, probably out of file descriptors or memory; closing idle connections \
-             and retrying (if this persists, raise the limit on open files)"
-        ),
-        _ => tracing::warn!(
-            "{places} client connections are open, the limit (--max-connections, by default \
-             derived from the limit on open files); closing idle ones for new ones"
-        ),
-    }
-}
-
-/// Accepts up to [`ACCEPT_BATCH_MAX`] pending connections.
-fn accept_batch(shard: &Rc<Shard<Served>>, rank_listener: &RankListener) -> BatchEnd {
-    for _ in 0..ACCEPT_BATCH_MAX {
-        // A place that is taken for a connection that does not exist would make others close idle
-        // ones.
-        if shard.is_nearly_full() && !rank_listener.listener.has_pending() {
-            return BatchEnd::Empty;
-        }
-        let Some(guard) = shard.admit() else {
-            return BatchEnd::Full;
-        };
-        match rank_listener.listener.try_accept() {
-            Ok(conn) => session::begin(guard, rank_listener.wire(conn), rank_listener.rank),
-            Err(error) if would_block(&error) => return BatchEnd::Empty,
-            // The connection failed before it was accepted: ECONNABORTED, and the network errors
-            // that accept(2) documents as to be retried.
-            Err(error)
-                if matches!(
-                    error.raw_os_error(),
-                    Some(103 | 71 | 92 | 64 | 95 | 100 | 101 | 112 | 113 | 1)
-                ) => {}
-            // With EMFILE, ENFILE, ENOBUFS and ENOMEM the connection remains in the backlog. Other
-            // errors would recur immediately. In both cases the caller pauses.
-            Err(error) => return BatchEnd::Failed(error),
-        }
-    }
-    BatchEnd::More
-}
-
-async fn wait(timer: &Timer) {
-    std::future::poll_fn(|cx| timer.poll(cx)).await;
 }

@@ -19,7 +19,7 @@ use super::metrics_port::MetricsPort;
 use super::page_listener::PageListener;
 use super::publish::{Changes, Publisher};
 use super::resolver_threads::{Resolver, resolve_all};
-use super::shards::{self, LogSinks, ShardSpawn, Shared};
+use super::shards::{self, LogSinks, ShardPart, ShardSpawn, Shared};
 use super::signals::Signals;
 use super::sockets::SocketErrorLog;
 use super::supervise::Running;
@@ -40,7 +40,7 @@ use crate::metrics::{
     BudgetShown, DnsCounters, LogLinesLost, Registry, Reloads, ReloadsShown, ShardMetrics,
 };
 use crate::net::probe::{Driver, probe_ring};
-use crate::proxy::shard::Places;
+use crate::proxy::places::Places;
 use crate::sys;
 use crate::trace::TraceRing;
 
@@ -91,14 +91,14 @@ pub async fn start(config: Config) -> Result<Running, Exit> {
     let mut publisher = Publisher::new(fleet(&config).await, allowlist.clone());
     let sources = Sources::read(&config, allowlist.as_ref(), &dns, &mut publisher).await?;
     let files = files.ok().and_then(|files| files.soft);
-    let places = Places::new(client_places(&config, files, plan.seats.len()));
+    let shard_count = plan.seats.len();
+    let places = Places::new(client_places(&config, files, shard_count), shard_count);
     let shared = shared(config, &publisher, tls, places)?;
     let resolves_names = sources.resolves_names();
     let changes = publisher.start();
     sources.follow(allowlist.as_ref(), &changes).await?;
     follow_versions(&shared, &changes);
     memory::follow(Arc::clone(&shared.budget));
-    let shard_count = plan.seats.len();
     let log = access_log::start(&shared.config.log.access, shard_count)
         .map_err(|error| Exit::runtime(format!("--access-log cannot be opened: {error}")))?;
     let (rings, writer) = log.unzip();
@@ -242,16 +242,18 @@ async fn start_shards(
         let (report_started, started) = oneshot::channel();
         let report_ended = report_ended.clone();
         let spawn = ShardSpawn {
-            index,
             cpus: seat.cpus.clone(),
             driver,
-            listeners,
-            metrics: Arc::clone(metrics),
-            sinks: LogSinks {
-                access: access.next(),
-                traces: traces.next(),
+            part: ShardPart {
+                index,
+                listeners,
+                metrics: Arc::clone(metrics),
+                sinks: LogSinks {
+                    access: access.next(),
+                    traces: traces.next(),
+                },
+                started: Box::new(move |inbox| drop(report_started.send(inbox))),
             },
-            started: Box::new(move |inbox| drop(report_started.send(inbox))),
             ended: Box::new(move |result| drop(report_ended.send(result))),
         };
         let failed = |error: io::Error| Exit::runtime(format!("shard {index}: {error}"));
@@ -262,6 +264,8 @@ async fn start_shards(
         };
         inboxes.push(inbox.map_err(failed)?);
     }
+    // From here on, shards hand clients over.
+    drop(shared.inboxes.set(inboxes.clone()));
     Ok((inboxes, ended))
 }
 
@@ -374,12 +378,13 @@ fn shared(
     config: Config,
     publisher: &Publisher,
     tls: TlsContext,
-    places: Places,
+    places: Arc<Places>,
 ) -> Result<Arc<Shared>, Exit> {
     let resolver = Resolver::start().map_err(|error| Exit::runtime(error.to_string()))?;
     Ok(Arc::new(Shared {
         budget: Budget::new(config.limits.body_budget_bytes),
-        places: Arc::new(places),
+        places,
+        inboxes: Arc::default(),
         config: Arc::new(config),
         published: publisher.published(),
         listening: Arc::new(AtomicUsize::new(0)),

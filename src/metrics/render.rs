@@ -166,7 +166,7 @@ impl Scrape {
         )
     }
 
-    /// How the kernel distributes clients over the shards.
+    /// How clients are distributed over the shards.
     fn balance(&self, out: &mut Out<'_>) -> Result<(), Error> {
         let shards = || self.shards.iter().enumerate();
         let label = |index: usize| [("shard", index.to_string())];
@@ -174,6 +174,11 @@ impl Scrape {
             "ringside_shard_client_connections",
             "Open client connections, by shard",
             shards().map(|(index, shard)| (label(index), shard.clients.get())),
+        )?;
+        out.counters(
+            "ringside_shard_clients_handed_over",
+            "Client connections that a shard accepted and handed over to one with fewer, by the shard that accepted them",
+            shards().map(|(index, shard)| (label(index), shard.clients_handed_over.get())),
         )?;
         out.counters(
             "ringside_shard_requests",

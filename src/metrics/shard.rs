@@ -150,6 +150,7 @@ pub struct ShardMetrics {
     pub(super) idle_closed: Counter,
     pub(super) events_lost: Counter,
     pub(super) peers_vanished: Counter,
+    pub(super) clients_handed_over: Counter,
     pub(super) tls: [[Counter; tls::Outcome::ALL.len()]; TlsPeer::ALL.len()],
 }
 
@@ -194,6 +195,7 @@ impl ShardMetrics {
             idle_closed: Counter::default(),
             events_lost: Counter::default(),
             peers_vanished: Counter::default(),
+            clients_handed_over: Counter::default(),
             tls: each(|| each(Counter::default)),
         }
     }
@@ -388,6 +390,11 @@ impl ShardMetrics {
     pub fn set_events_lost(&self, count: u64) {
         self.events_lost
             .add(count.wrapping_sub(self.events_lost.get()));
+    }
+
+    /// Counts a client connection that this shard has accepted and another one serves.
+    pub fn client_handed_over(&self) {
+        self.clients_handed_over.add(1);
     }
 
     /// Counts connections that were reset because their peer has vanished.

@@ -38,6 +38,7 @@ pub use notifier::Notifier;
 pub use pipe::Pipe;
 #[cfg(not(feature = "monoio"))]
 pub use reactor as runtime;
+pub use socket::Accepted;
 pub(crate) use turn::{end as end_turn, is_over as is_turn_over, set_bulk};
 pub use wheel::{Timer, Wheel};
 

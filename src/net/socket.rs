@@ -236,13 +236,21 @@ pub(super) fn has_pending(listener: BorrowedFd<'_>) -> bool {
     !matches!(poll(&mut polled, Some(&Timespec::default())), Ok(0))
 }
 
-/// Accepts the next connection in the accept queue. Returns its socket, and the peer's IP address
-/// if the connection is over IP.
-pub(super) fn accept(listener: BorrowedFd<'_>) -> io::Result<(OwnedFd, Option<IpAddr>)> {
+/// An accepted connection that no executor watches yet. Any shard can adopt it.
+#[derive(Debug)]
+pub struct Accepted {
+    pub(super) socket: OwnedFd,
+    /// The peer's IP address, if the connection is over IP.
+    pub(super) peer_ip: Option<IpAddr>,
+}
+
+/// Accepts the next connection in the accept queue.
+pub(super) fn accept(listener: BorrowedFd<'_>) -> io::Result<Accepted> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let (socket, address) = rustix::net::acceptfrom_with(listener, flags)?;
     let peer = address.and_then(|any| SocketAddr::try_from(any).ok());
-    Ok((socket, peer.map(|address| address.ip().to_canonical())))
+    let peer_ip = peer.map(|address| address.ip().to_canonical());
+    Ok(Accepted { socket, peer_ip })
 }
 
 /// Reads, and thereby resets, the eight-byte counter of an eventfd or timerfd.

@@ -2,7 +2,7 @@
 //!
 //! The files build on each other in this order, which `tests/tidy.rs` checks:
 //!
-//! 1. `request_id`, `head`, `request`, `ahead`, `target_cache`: plain data.
+//! 1. `request_id`, `head`, `request`, `ahead`, `target_cache`, [`places`]: plain data.
 //! 2. [`shard`]: the state of one thread. `client`: a client connection and the waits on it.
 //! 3. `access_log`: the facts about a request, and its record in the access log.
 //! 4. `exchange`: one request and its response, the state that everything below shares.
@@ -31,6 +31,7 @@ mod head;
 mod idle;
 mod inspect;
 mod leg;
+pub mod places;
 mod push_book;
 mod relay;
 mod request;

@@ -4,12 +4,12 @@ use std::cell::{Cell, RefCell};
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, Cache};
 
 use super::idle::IdleSessions;
+use super::places::Place;
 use super::push_book::PushBook;
 use super::target_cache::TargetCache;
 use crate::budget::Budget;
@@ -17,7 +17,7 @@ use crate::config::Config;
 use crate::fault::{Fault, Incident};
 use crate::fleet::{Address, EngineVersion, Service, Snapshot};
 use crate::limits::{
-    BOOTSTRAP_CACHE_BYTES_MAX, BOOTSTRAP_SECS_MAX, BOOTSTRAPS_MAX, IDLE_CLOSED_MAX, PLACES_FEW,
+    BOOTSTRAP_CACHE_BYTES_MAX, BOOTSTRAP_SECS_MAX, BOOTSTRAPS_MAX, IDLE_CLOSED_MAX,
     VERSION_SECS_MAX, VERSIONS_MAX,
 };
 use crate::metrics::ShardMetrics;
@@ -40,8 +40,6 @@ pub struct ShardDeps<N: Net> {
     pub metrics: Arc<ShardMetrics>,
     /// The process-wide budget of kept bytes.
     pub budget: Arc<Budget>,
-    /// The client connections of the process.
-    pub places: Arc<Places>,
     /// The state of the fleet, which the control plane replaces.
     pub fleet: Arc<ArcSwap<Snapshot>>,
     /// Returns whether an address belongs to one of this process's own listeners.
@@ -112,7 +110,6 @@ pub struct Shard<N: Net> {
     /// The client connections that wait for a request.
     pub(super) idle: IdleSessions,
     sessions: Cell<usize>,
-    places: Arc<Places>,
 }
 
 impl<N: Net> std::fmt::Debug for Shard<N> {
@@ -192,7 +189,6 @@ impl<N: Net> Shard<N> {
             is_warming_up: Cell::new(false),
             idle,
             sessions: Cell::new(0),
-            places: deps.places,
         })
     }
 
@@ -201,22 +197,15 @@ impl<N: Net> Shard<N> {
         self.metrics.accept_paused();
     }
 
-    /// Takes a place for one more client connection. Returns `None` at the limit.
+    /// Counts a client connection, which has this place.
     #[must_use]
-    pub fn admit(self: &Rc<Self>) -> Option<SessionGuard<N>> {
-        self.places.take().then(|| SessionGuard::new(self))
+    pub fn admit(self: &Rc<Self>, place: Place) -> SessionGuard<N> {
+        SessionGuard::new(self, place)
     }
 
-    /// Returns whether there are few places left, so that one must not be taken in vain.
-    #[must_use]
-    pub fn is_nearly_full(&self) -> bool {
-        self.places.taken.load(Ordering::Relaxed) + PLACES_FEW >= self.places.max
-    }
-
-    /// Returns the number of client connections that the process may have.
-    #[must_use]
-    pub fn places_max(&self) -> usize {
-        self.places.max()
+    /// Counts in the metrics a client connection that another shard serves.
+    pub fn count_handed_over(&self) {
+        self.metrics.client_handed_over();
     }
 
     /// Closes some of the shard's client connections that wait for a request, the longest idle
@@ -305,44 +294,12 @@ pub fn is_local_address(ip: IpAddr) -> bool {
         || std::net::UdpSocket::bind(SocketAddr::new(ip, 0)).is_ok()
 }
 
-/// The places for client connections of the process.
-#[derive(Debug)]
-pub struct Places {
-    taken: AtomicUsize,
-    max: usize,
-}
-
-impl Places {
-    /// Returns `max` free places.
-    #[must_use]
-    pub const fn new(max: usize) -> Self {
-        let taken = AtomicUsize::new(0);
-        Self { taken, max }
-    }
-
-    /// Returns the number of places.
-    #[must_use]
-    pub const fn max(&self) -> usize {
-        self.max
-    }
-
-    fn take(&self) -> bool {
-        let one_more = |taken: usize| (taken < self.max).then_some(taken + 1);
-        self.taken
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more)
-            .is_ok()
-    }
-
-    fn give_back(&self) {
-        self.taken.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// Counts a client connection as open, in [`Shard::sessions`], in the metrics and in the places of
-/// the process, until dropped. That happens during unwinding too, so a panic does not leak the
+/// Counts a client connection as open, in [`Shard::sessions`] and in the metrics, and keeps its
+/// place, until dropped. That happens during unwinding too, so a panic does not leak the
 /// count.
 pub struct SessionGuard<N: Net> {
     pub(super) shard: Rc<Shard<N>>,
+    _place: Place,
 }
 
 impl<N: Net> std::fmt::Debug for SessionGuard<N> {
@@ -352,11 +309,12 @@ impl<N: Net> std::fmt::Debug for SessionGuard<N> {
 }
 
 impl<N: Net> SessionGuard<N> {
-    fn new(shard: &Rc<Shard<N>>) -> Self {
+    fn new(shard: &Rc<Shard<N>>, place: Place) -> Self {
         shard.sessions.set(shard.sessions.get() + 1);
         shard.metrics.client_connections(1);
         Self {
             shard: Rc::clone(shard),
+            _place: place,
         }
     }
 }
@@ -364,7 +322,6 @@ impl<N: Net> SessionGuard<N> {
 impl<N: Net> Drop for SessionGuard<N> {
     fn drop(&mut self) {
         self.shard.sessions.set(self.shard.sessions.get() - 1);
-        self.shard.places.give_back();
         self.shard.metrics.client_connections(-1);
     }
 }

@@ -55,6 +55,7 @@ mod rewriter;
 mod routing;
 mod seccomp;
 mod sglang;
+mod shards;
 mod shared_storage;
 mod soak;
 mod splice;

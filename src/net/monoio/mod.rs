@@ -12,7 +12,6 @@ mod hangup;
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::io;
-use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
@@ -26,7 +25,7 @@ use super::pipe::{Pipe, Pipes};
 use super::probe::{COMPLETIONS, Driver, RING_ENTRIES};
 use super::random::Random;
 use super::turn;
-use super::{Address, Instant, Net, Timer, Wheel, socket};
+use super::{Accepted, Address, Instant, Net, Timer, Wheel, socket};
 use crate::sys::Silence;
 pub use conn::Socket;
 use handle::Handle;
@@ -144,7 +143,8 @@ impl Runtime {
     ///
     /// # Errors
     /// Fails if the socket cannot be watched (out of memory, epoll limit).
-    pub fn adopt(&self, socket: OwnedFd, peer_ip: Option<IpAddr>) -> io::Result<Socket> {
+    pub fn adopt(&self, accepted: Accepted) -> io::Result<Socket> {
+        let Accepted { socket, peer_ip } = accepted;
         Socket::new(socket, peer_ip, Rc::clone(&self.inner.hangups))
     }
 
@@ -155,7 +155,6 @@ impl Runtime {
     pub fn listener(&self, socket: std::net::TcpListener) -> io::Result<Listener> {
         Ok(Listener {
             handle: Handle::watch(OwnedFd::from(socket))?,
-            net: self.clone(),
         })
     }
 
@@ -290,7 +289,6 @@ impl Runtime {
 /// A listening socket of this shard.
 pub struct Listener {
     handle: Handle,
-    net: Runtime,
 }
 
 impl std::fmt::Debug for Listener {
@@ -316,9 +314,8 @@ impl Listener {
     /// # Errors
     /// `WouldBlock` if the accept queue is empty. On `EMFILE`, `ENFILE`, `ENOBUFS` and `ENOMEM` the
     /// caller should pause: the connection remains in the queue and the socket remains readable.
-    pub fn try_accept(&self) -> io::Result<Socket> {
-        let (socket, peer_ip) = socket::accept(self.handle.fd())?;
-        self.net.adopt(socket, peer_ip)
+    pub fn try_accept(&self) -> io::Result<Accepted> {
+        socket::accept(self.handle.fd())
     }
 }
 

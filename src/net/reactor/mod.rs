@@ -25,7 +25,6 @@ mod vanished;
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::io;
-use std::net::IpAddr;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::pin::pin;
 use std::rc::Rc;
@@ -39,7 +38,7 @@ use super::probe::Driver;
 use super::random::Random;
 use super::socket;
 use super::turn::{self, Class};
-use super::{Address, Instant, Net, Timer, Wheel};
+use super::{Accepted, Address, Instant, Net, Timer, Wheel};
 use crate::limits::TURN_MICROS_MAX;
 pub use conn::Socket;
 use slot::{Readiness, Slot};
@@ -229,8 +228,9 @@ impl Runtime {
     ///
     /// # Errors
     /// Fails if the socket cannot be watched (out of memory, epoll limit).
-    pub fn adopt(&self, socket: OwnedFd, peer_ip: Option<IpAddr>) -> io::Result<Socket> {
-        Ok(Socket::new(self.watch(socket, Readiness::WRITE)?, peer_ip))
+    pub fn adopt(&self, accepted: Accepted) -> io::Result<Socket> {
+        let handle = self.watch(accepted.socket, Readiness::WRITE)?;
+        Ok(Socket::new(handle, accepted.peer_ip))
     }
 
     /// Watches a listening socket.
@@ -240,7 +240,6 @@ impl Runtime {
     pub fn listener(&self, socket: std::net::TcpListener) -> io::Result<Listener> {
         Ok(Listener {
             handle: self.watch_vital(OwnedFd::from(socket))?,
-            net: self.clone(),
         })
     }
 
@@ -524,7 +523,6 @@ impl Drop for Handle {
 /// A listening socket of this shard.
 pub struct Listener {
     handle: Handle,
-    net: Runtime,
 }
 
 impl std::fmt::Debug for Listener {
@@ -568,16 +566,12 @@ impl Listener {
     /// # Errors
     /// `WouldBlock` if the accept queue is empty. On `EMFILE`, `ENFILE`, `ENOBUFS` and `ENOMEM` the
     /// caller should pause: the connection remains in the queue and the socket remains readable.
-    pub fn try_accept(&self) -> io::Result<Socket> {
-        match socket::accept(self.handle.fd()) {
-            Ok((socket, peer_ip)) => self.net.adopt(socket, peer_ip),
-            Err(error) => {
-                if super::would_block(&error) {
-                    self.handle.slot().clear(Readiness::READ);
-                }
-                Err(error)
+    pub fn try_accept(&self) -> io::Result<Accepted> {
+        socket::accept(self.handle.fd()).inspect_err(|error| {
+            if super::would_block(error) {
+                self.handle.slot().clear(Readiness::READ);
             }
-        }
+        })
     }
 }
 

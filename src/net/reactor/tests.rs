@@ -31,7 +31,15 @@ fn pair(net: &Runtime) -> (Socket, TcpStream) {
     let far = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let (near, _) = listener.accept().unwrap();
     near.set_nonblocking(true).unwrap();
-    (net.adopt(OwnedFd::from(near), None).unwrap(), far)
+    (net.adopt(accepted(near)).unwrap(), far)
+}
+
+fn accepted(near: TcpStream) -> Accepted {
+    let socket = OwnedFd::from(near);
+    Accepted {
+        socket,
+        peer_ip: None,
+    }
 }
 
 async fn readable(conn: &Socket) {
@@ -337,7 +345,7 @@ fn a_full_completion_queue_loses_no_event() {
             };
             let (near, _) = listener.accept().unwrap();
             near.set_nonblocking(true).unwrap();
-            pairs.push((net.adopt(OwnedFd::from(near), None).unwrap(), far));
+            pairs.push((net.adopt(accepted(near)).unwrap(), far));
         }
         assert!(pairs.len() > 4096, "only {} pairs of sockets", pairs.len());
         for round in 0..3_u8 {

@@ -24,7 +24,7 @@ struct Request {
 pub(super) async fn run_client(stage: Rc<Stage>, index: usize) {
     let (near, far) = stage.net.pair();
     let near = Rc::new(near);
-    crate::proxy::session::begin(stage.shard.admit().unwrap(), far, 0);
+    crate::proxy::session::begin(stage.admit(), far, 0);
     let count = 1 + stage.net.below(4) as usize;
     let old = stage.net.once_in(8);
     let requests: Vec<Request> = (0..count)

@@ -31,7 +31,7 @@ fn each<F: Future<Output = ()> + 'static>(count: u64, scene: impl Fn(Rc<Stage>) 
 /// Opens a client connection that the proxy serves, and returns the client's end.
 fn connect(stage: &Stage) -> Wire {
     let (near, far) = stage.net.pair();
-    crate::proxy::session::begin(stage.shard.admit().unwrap(), far, 0);
+    crate::proxy::session::begin(stage.admit(), far, 0);
     Wire::new(Rc::new(near))
 }
 

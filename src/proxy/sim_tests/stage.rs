@@ -23,7 +23,8 @@ use crate::metrics::ShardMetrics;
 use crate::net::sim::SimNet;
 use crate::net::{Instant, Net};
 use crate::pd::Role;
-use crate::proxy::shard::{Places, Shard, ShardDeps};
+use crate::proxy::places::Places;
+use crate::proxy::shard::{SessionGuard, Shard, ShardDeps};
 
 pub(super) const DECODER: &str = "192.0.2.10:8200";
 pub(super) const PREFILLERS: [&str; 2] = ["192.0.2.20:8000", "192.0.2.21:8000"];
@@ -172,6 +173,11 @@ pub(super) fn config(plot: Scenario) -> Config {
 }
 
 impl Stage {
+    /// Returns the guard of one more client connection.
+    pub(super) fn admit(&self) -> SessionGuard<SimNet> {
+        self.shard.admit(Places::new(1, 1).take(0).unwrap())
+    }
+
     pub(super) fn new(net: &SimNet, plot: Scenario, config: Config) -> Rc<Self> {
         Self::with_own_listeners(net, plot, config, Box::new(|_| false))
     }
@@ -201,7 +207,6 @@ impl Stage {
             config: Arc::new(config),
             metrics: Arc::new(ShardMetrics::new(LABELS.len())),
             budget: Arc::clone(&budget),
-            places: Arc::new(Places::new(usize::MAX)),
             fleet: Arc::clone(&fleet),
             is_own_listener,
             is_same_listener: Box::new(|_, _| Some(false)),
