@@ -68,12 +68,13 @@ const _: () = assert!(JSON_MEMBERS_MAX + JSON_OBJECTS_MAX + 4 <= JSON_EDITS_MAX)
 pub const CLIENT_AHEAD_BYTES_MAX: usize = 64 * 1024;
 /// Size of a shard's receive buffers for requests and for tokens, in bytes.
 pub const RECEIVE_SMALL_BYTES: usize = 64 * 1024;
-/// Bytes received per call while the rest of a head is missing.
+/// Bytes received per call while the rest of a head is missing: what arrives is appended to the
+/// bytes before it, so a body is copied.
 pub const RECEIVE_HEAD_BYTES: usize = 16 * 1024;
 /// A request of which at least this much has arrived in one call keeps the buffer that it was
 /// received into; a smaller part is copied to a buffer of its size. So a request never holds a
 /// buffer more than twice as large as it needs.
-pub const HANDED_OVER_BYTES_MIN: usize = RECEIVE_SMALL_BYTES / 2;
+pub const KEPT_RECEIVED_BYTES_MIN: usize = RECEIVE_SMALL_BYTES / 2;
 /// Receive buffers for requests that one shard keeps for reuse.
 pub const RECYCLED_RECEIVED_MAX: usize = 16;
 /// Size of a shard's receive buffer for bodies, in bytes. A larger buffer needs fewer system calls

@@ -10,6 +10,12 @@ use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 use crate::client::{Stream, position};
 
+/// Returns one chunk with an event of 200 bytes.
+pub(crate) fn chunk() -> String {
+    let event = format!("data: {}\n\n", "x".repeat(192));
+    format!("{:x}\r\n{event}\r\n", event.len())
+}
+
 /// A command to the open stream.
 enum Command {
     SendChunk,
@@ -84,8 +90,7 @@ fn stream_chunks(
           transfer-encoding: chunked\r\n\r\n",
     )?;
     stream.flush()?;
-    let event = format!("data: {}\n\n", "x".repeat(192));
-    let chunk = format!("{:x}\r\n{event}\r\n", event.len());
+    let chunk = chunk();
     let commands = commands.lock().unwrap();
     while matches!(commands.recv(), Ok(Command::SendChunk)) {
         stream.write_all(chunk.as_bytes())?;

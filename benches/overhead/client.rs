@@ -56,11 +56,10 @@ impl Client {
         self.begin(request);
     }
 
-    /// Receives one chunk, which is sent alone.
-    pub(crate) fn receive_chunk(&mut self) {
+    /// Receives one chunk of `bytes` bytes, framing included, which is sent alone.
+    pub(crate) fn receive_chunk(&mut self, bytes: usize) {
         self.received.clear();
-        self.receive();
-        while !self.received.ends_with(b"\r\n") {
+        while self.received.len() < bytes {
             self.receive();
         }
     }

@@ -16,12 +16,16 @@ mod stage;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion};
+use mock_engine::Engine;
 
 use client::Client;
 use stage::{Stage, Wire};
 
 /// Sizes of the request bodies, in bytes.
 const BODIES: [(&str, usize); 2] = [("1KiB", 1 << 10), ("32KiB", 32 << 10)];
+
+/// Bytes of a body that are not its prompt.
+const BODY_FRAME_BYTES: usize = r#"{"model":"mock-model","max_tokens":1,"prompt":""}"#.len();
 
 fn main() {
     let mut criterion = Criterion::default()
@@ -57,6 +61,10 @@ fn requests(criterion: &mut Criterion, stage: &Stage) {
             let request = request(&field, bytes);
             group.bench_function(BenchmarkId::from_parameter(row), |bencher| {
                 let mut client = Client::connect(stage, port);
+                // Criterion connects for each sample. The handshake is not part of the time.
+                client.exchange(&request);
+                let is_split = |engine: &Engine| !engine.requests().is_empty();
+                assert!(prefiller.is_none_or(is_split), "no prefill leg");
                 bencher.iter_custom(|count| {
                     let begun = Instant::now();
                     for _ in 0..count {
@@ -77,7 +85,7 @@ fn one_chunk(criterion: &mut Criterion, stage: &Stage) {
         ("direct", stage.chunks.port()),
         ("decode-only", stage.streaming.port),
     ] {
-        let request = request("", BODIES[0].1);
+        let (request, chunk_bytes) = (request("", BODIES[0].1), chunks::chunk().len());
         group.bench_function(BenchmarkId::from_parameter(row), |bencher| {
             let mut client = Client::connect(stage, port);
             client.begin_stream(&request);
@@ -85,7 +93,7 @@ fn one_chunk(criterion: &mut Criterion, stage: &Stage) {
                 let begun = Instant::now();
                 for _ in 0..count {
                     stage.chunks.send_one();
-                    client.receive_chunk();
+                    client.receive_chunk(chunk_bytes);
                 }
                 begun.elapsed()
             });
@@ -95,9 +103,9 @@ fn one_chunk(criterion: &mut Criterion, stage: &Stage) {
     group.finish();
 }
 
-/// Returns a completion request with a body of about `bytes` bytes.
+/// Returns a completion request with a body of `bytes` bytes.
 fn request(field: &str, bytes: usize) -> Vec<u8> {
-    let prompt = "a".repeat(bytes.saturating_sub(64));
+    let prompt = "a".repeat(bytes - BODY_FRAME_BYTES);
     let body = format!(r#"{{"model":"mock-model","max_tokens":1,"prompt":"{prompt}"}}"#);
     format!(
         "POST /v1/completions HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\n\

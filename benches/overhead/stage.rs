@@ -92,7 +92,7 @@ impl Proxy {
             .arg("sidecar")
             .arg(format!("--port={port}"))
             .arg(format!("--model-server-port={decoder_port}"))
-            .args(["--admin-address=off", "--cores=1"])
+            .args(["--admin-address=off", "--cores=any"])
             .args(["--check-handoff-versions=false"])
             .args(args)
             .args(identity.proxy_args());

@@ -1,5 +1,6 @@
 //! Accepts the clients of a shard, and those of shards that have fewer.
 
+use std::cell::Cell;
 use std::io;
 use std::rc::Rc;
 use std::sync::{Arc, OnceLock};
@@ -11,8 +12,8 @@ use super::inbox::{Client, Inbox};
 use crate::limits::{ACCEPT_BATCH_MAX, ACCEPT_PAUSE_MS, ACCEPT_PAUSE_MS_MIN};
 use crate::net::runtime::{Listener, Runtime};
 use crate::net::tls::{Acceptor, Secure, Wire};
-use crate::net::{Accepted, Net, Timer, would_block};
-use crate::proxy::places::{Place, Places};
+use crate::net::{Net, Timer, would_block};
+use crate::proxy::places::Places;
 use crate::proxy::session;
 use crate::proxy::shard::Shard;
 
@@ -31,10 +32,12 @@ pub(super) struct Entrance {
     pub(super) inboxes: Arc<OnceLock<Vec<Inbox>>>,
     /// Notified when the shard has neither a place for a new client nor an idle client to close.
     pub(super) places_wanted: Arc<Notify>,
+    /// Whether a client of another shard could not be served, which is logged once.
+    pub(super) has_failed: Cell<bool>,
 }
 
 impl Entrance {
-    /// Serves a client that has a place at this shard.
+    /// Serves a client whose place is this shard's.
     ///
     /// # Errors
     /// The socket cannot be watched; it is closed.
@@ -48,36 +51,38 @@ impl Entrance {
         Ok(())
     }
 
-    /// Takes a place for a connection, at the shard that should serve it.
-    fn take_place(&self) -> Option<Place> {
-        let can_hand_over = self.inboxes.get().is_some() && !self.shard.is_draining();
-        let shard = match can_hand_over {
-            true => self.places.choose(self.index),
-            false => self.index,
-        };
-        self.places.take(shard)
-    }
-
-    /// Passes an accepted connection to the shard that it has a place at.
-    fn pass(&self, accepted: Accepted, rank: usize, place: Place) -> io::Result<()> {
-        let to = place.shard();
-        let mut client = Client {
-            accepted,
-            rank,
-            place,
-        };
-        if to != self.index
-            && let Some(inbox) = self.inboxes.get().and_then(|all| all.get(to))
-        {
-            match inbox.hand_over(client) {
-                Ok(()) => {
-                    self.shard.count_handed_over();
-                    return Ok(());
-                }
-                Err(refused) => client = refused,
+    /// Serves clients that other shards have accepted.
+    pub(super) fn serve_all(&self, clients: Vec<Client>) {
+        for client in clients {
+            if let Err(error) = self.serve(client)
+                && !self.has_failed.replace(true)
+            {
+                tracing::warn!(
+                    %error,
+                    "client connections are closed because their sockets cannot be watched"
+                );
             }
         }
-        client.place.move_to(self.index);
+    }
+
+    /// Passes a client to the shard that should serve it.
+    fn pass(&self, mut client: Client) -> io::Result<()> {
+        if let Some(inboxes) = self.inboxes.get()
+            && !self.shard.is_draining()
+        {
+            let to = self.places.choose(self.index);
+            if to != self.index {
+                client.place.assign(to);
+                match inboxes[to].hand_over(client) {
+                    Ok(()) => {
+                        self.shard.count_handed_over();
+                        return Ok(());
+                    }
+                    Err(refused) => client = refused,
+                }
+            }
+        }
+        client.place.assign(self.index);
         self.serve(client)
     }
 }
@@ -167,12 +172,16 @@ fn accept_batch(entrance: &Entrance, listener: &Listener, rank: usize) -> BatchE
         if entrance.places.is_nearly_full() && !listener.has_pending() {
             return BatchEnd::Empty;
         }
-        let Some(place) = entrance.take_place() else {
+        let Some(place) = entrance.places.take() else {
             return BatchEnd::Full;
         };
-        let passed = listener
-            .try_accept()
-            .and_then(|accepted| entrance.pass(accepted, rank, place));
+        let passed = listener.try_accept().and_then(|accepted| {
+            entrance.pass(Client {
+                accepted,
+                rank,
+                place,
+            })
+        });
         match passed {
             Ok(()) => {}
             Err(error) if would_block(&error) => return BatchEnd::Empty,

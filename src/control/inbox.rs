@@ -8,7 +8,7 @@ use crate::net::{Accepted, Notifier};
 use crate::proxy::places::Place;
 use crate::upstream::Resolved;
 
-/// A client connection that another shard has accepted.
+/// An accepted client connection, which a shard is to serve.
 #[derive(Debug)]
 pub(super) struct Client {
     pub(super) accepted: Accepted,
@@ -20,7 +20,6 @@ pub(super) struct Client {
 /// A message to a shard.
 #[derive(Debug)]
 pub(super) enum Message {
-    Client(Client),
     /// Result of a name look-up that the shard requested.
     Resolved(Resolved),
     /// The drain has started. The message only wakes the shard, which then reads the shared
@@ -45,7 +44,9 @@ pub(super) struct Inbox {
 #[derive(Debug, Default)]
 struct Waiting {
     messages: VecDeque<Message>,
-    /// Whether the shard takes no more messages.
+    /// Clients that other shards have accepted. Each has a place.
+    clients: VecDeque<Client>,
+    /// Whether the shard takes no more clients.
     is_closed: bool,
 }
 
@@ -68,8 +69,8 @@ impl Inbox {
     }
 
     /// Queues a message and wakes the shard. The queue is bounded: it contains at most the results
-    /// of the look-ups that the shard has requested, clients, each with a place, one
-    /// [`Message::CheckDrain`] and one [`Message::Cut`].
+    /// of the look-ups that the shard has requested, one [`Message::CheckDrain`] and one
+    /// [`Message::Cut`].
     pub(super) fn send(&self, message: Message) {
         self.lock().messages.push_back(message);
         self.notifier.notify();
@@ -78,17 +79,17 @@ impl Inbox {
     /// Hands a client over to the shard.
     ///
     /// # Errors
-    /// Returns the client if the shard takes no more messages.
+    /// Returns the client if the shard takes no more clients.
     pub(super) fn hand_over(&self, client: Client) -> Result<(), Client> {
         let mut waiting = self.lock();
         if waiting.is_closed {
             return Err(client);
         }
-        let is_first = waiting.messages.is_empty();
-        waiting.messages.push_back(Message::Client(client));
+        let is_first = waiting.clients.is_empty();
+        waiting.clients.push_back(client);
         drop(waiting);
         if is_first {
-            // Otherwise the shard has been woken and has not taken the messages yet.
+            // Otherwise the shard has not taken all clients since it was woken, or is about to be.
             self.notifier.notify();
         }
         Ok(())
@@ -121,23 +122,35 @@ impl Inbox {
         self.beats.load(Ordering::Relaxed)
     }
 
-    /// Records that the shard takes no more messages, and drops those that are left. The
-    /// connections of clients among them are closed.
+    /// Records that the shard takes no more messages or clients, and closes the connections of the
+    /// clients that are left.
     pub(super) fn end(&self) {
         self.beats.store(Self::ENDED, Ordering::Relaxed);
         let mut waiting = self.lock();
         waiting.is_closed = true;
-        let left = std::mem::take(&mut waiting.messages);
+        let left = std::mem::take(&mut waiting.clients);
         drop(waiting);
         drop(left);
     }
 
-    /// Closes the queue for clients, unless one is waiting. Returns whether it is closed.
+    /// Makes the shard take no more clients, unless one is waiting. Returns whether it takes none.
     pub(super) fn close(&self) -> bool {
         let mut waiting = self.lock();
-        let is_client = |message: &Message| matches!(message, Message::Client(_));
-        waiting.is_closed |= !waiting.messages.iter().any(is_client);
+        waiting.is_closed |= waiting.clients.is_empty();
         waiting.is_closed
+    }
+
+    /// Returns up to `count_max` clients, and wakes the shard again if more are waiting.
+    pub(super) fn take_clients(&self, count_max: usize) -> Vec<Client> {
+        let mut waiting = self.lock();
+        let count = waiting.clients.len().min(count_max);
+        let taken = waiting.clients.drain(..count).collect();
+        let are_more = !waiting.clients.is_empty();
+        drop(waiting);
+        if are_more {
+            self.notifier.notify();
+        }
+        taken
     }
 
     /// Returns all queued messages and empties the queue.

@@ -1,5 +1,6 @@
 //! The shard threads. Each has its own executor, listeners and CPUs.
 
+use std::cell::Cell;
 use std::io;
 use std::net::TcpListener;
 use std::rc::Rc;
@@ -19,7 +20,7 @@ use super::sockets::SocketErrorLog;
 use super::tls::TlsContext;
 use crate::budget::Budget;
 use crate::config::Config;
-use crate::limits::{VANISHED_CHECK_SECS, VANISHED_MS_MIN, VANISHED_TRIES_MIN};
+use crate::limits::{ACCEPT_BATCH_MAX, VANISHED_CHECK_SECS, VANISHED_MS_MIN, VANISHED_TRIES_MIN};
 use crate::metrics::ShardMetrics;
 use crate::metrics::access_log::AccessRing;
 use crate::net::Net;
@@ -137,6 +138,7 @@ async fn serve(net: Runtime, shared: Arc<Shared>, part: ShardPart) -> io::Result
         places: Arc::clone(&shared.places),
         inboxes: Arc::clone(&shared.inboxes),
         places_wanted: Arc::clone(&shared.places_wanted),
+        has_failed: Cell::new(false),
     });
     for (rank, listener) in part.listeners.into_iter().enumerate() {
         let listener = net.listener(listener)?;
@@ -144,20 +146,29 @@ async fn serve(net: Runtime, shared: Arc<Shared>, part: ShardPart) -> io::Result
     }
     net.spawn_vital(reset_vanished(net.clone(), Arc::clone(&metrics)));
     shared.listening.fetch_add(1, Ordering::Release);
+    let _end = EndInbox(inbox.clone());
     (part.started)(Ok(inbox.clone()));
     while !entrance.shard.is_draining() {
         notifications.notified().await;
         metrics.set_events_lost(u64::from(net.events_lost()));
         if handle_messages(&entrance, &inbox) == Handled::Cut {
             shared.listening.fetch_sub(1, Ordering::Release);
-            inbox.end();
             return Ok(());
         }
     }
     shared.listening.fetch_sub(1, Ordering::Release);
     drain(&entrance, &inbox).await;
-    inbox.end();
     Ok(())
+}
+
+/// Ends the inbox of a shard with the shard, also if it fails: others would hand all new clients
+/// over to it, because it has none.
+struct EndInbox(Inbox);
+
+impl Drop for EndInbox {
+    fn drop(&mut self) {
+        self.0.end();
+    }
 }
 
 /// Repeatedly resets the connections whose client or engine has vanished.
@@ -184,17 +195,13 @@ enum Handled {
 /// Handles all messages that the shard has received.
 fn handle_messages(entrance: &Entrance, inbox: &Inbox) -> Handled {
     let shard = &entrance.shard;
+    entrance.serve_all(inbox.take_clients(ACCEPT_BATCH_MAX));
     if inbox.must_close_idle() {
         shard.close_idle();
     }
     let mut handled = Handled::Continue;
     for message in inbox.take() {
         match message {
-            Message::Client(client) => {
-                if let Err(error) = entrance.serve(client) {
-                    tracing::warn!(%error, "a client connection was closed: its socket cannot be watched");
-                }
-            }
             Message::Resolved(resolved) => shard.resolved(resolved),
             Message::CheckDrain => {}
             Message::Cut => handled = Handled::Cut,

@@ -298,7 +298,7 @@ fn serve_admin(
 }
 
 /// Spawns the task that makes all shards close idle clients when one of them has no place left for
-/// a new client. Which shard a client gets depends on its address.
+/// a new client.
 fn close_idle_of_others(shared: &Shared, inboxes: &[Inbox]) {
     let (wanted, inboxes) = (Arc::clone(&shared.places_wanted), inboxes.to_vec());
     tokio::spawn(async move {

@@ -2,7 +2,8 @@
 //!
 //! A request is taken from the front. If others follow it, as with a client that pipelines, it is
 //! copied and they stay where they are. So each byte is copied once, no matter how many requests
-//! arrive together. Without bytes there is no buffer, so an idle connection holds none.
+//! arrive together. Only the end of a chunked body is not known before it is read: what follows it
+//! is put back. Without bytes there is no buffer, so an idle connection holds none.
 
 use crate::upstream::Buffers;
 

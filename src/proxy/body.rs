@@ -128,18 +128,21 @@ fn take_arrived<N: Net>(
     reading.check_room(framing)?;
     let buffers = &exchange.shard.buffers;
     let mut arrived = exchange.request.take_arrived(buffers);
-    // While `100 Continue` is sent to a slow client, its disconnect is detected by reading ahead.
-    // Those bytes belong to this body.
-    let mut ahead = exchange.client.ahead.borrow_mut();
-    let later = ahead.take(usize::MAX, buffers);
-    arrived.extend_from_slice(&later);
-    buffers.recycle(later);
     let begin = exchange.request.head.len;
-    let body_bytes = (arrived.len() - begin) as u64;
+    let missing = |arrived: &[u8]| match framing {
+        Framing::Length(length) => length - (arrived.len() - begin) as u64,
+        _ => u64::MAX,
+    };
+    // While `100 Continue` is sent to a slow client, its disconnect is detected by reading ahead.
+    let mut ahead = exchange.client.ahead.borrow_mut();
+    if !ahead.is_empty() && missing(&arrived) > 0 {
+        let bytes_max = usize::try_from(missing(&arrived)).unwrap_or(usize::MAX);
+        let later = ahead.take(bytes_max, buffers);
+        arrived.extend_from_slice(&later);
+        buffers.recycle(later);
+    }
     // The buffer may take more of the budget than the body.
-    if matches!(framing, Framing::Length(length) if length == body_bytes)
-        && reading.reserved.grow_to(arrived.capacity() as u64).is_ok()
-    {
+    if missing(&arrived) == 0 && reading.reserved.grow_to(arrived.capacity() as u64).is_ok() {
         (reading.buffer, reading.begin) = (arrived, begin);
         reading.take_in_place(0);
         return Ok(());

@@ -103,14 +103,12 @@ impl<'a, N: Net> Exchange<'a, N> {
             h1::request_framing(&head, ahead.unread()).map_err(Fault::Head)?
         };
         // The end of a chunked body is not known, so the bytes after it are put back later.
-        let bytes_max = match framing {
-            Framing::None => head.len,
-            Framing::Length(length) => {
-                let length = usize::try_from(length).unwrap_or(usize::MAX);
-                head.len.saturating_add(length)
-            }
+        let body_bytes = match framing {
+            Framing::None => 0,
+            Framing::Length(length) => usize::try_from(length).unwrap_or(usize::MAX),
             Framing::Chunked | Framing::UntilClose => usize::MAX,
         };
+        let bytes_max = head.len.saturating_add(body_bytes);
         let bytes = client.take_ahead(shard, bytes_max);
         let keep_alive = h1::request_keeps_alive(&head, &bytes);
         let client_id = head

@@ -47,16 +47,19 @@ impl Places {
         self.taken.load(Ordering::Relaxed) + PLACES_FEW >= self.max
     }
 
-    /// Takes a place for one more connection of `shard`. Returns `None` at the limit.
+    /// Takes a place for one more connection, which belongs to no shard yet. Returns `None` at the
+    /// limit.
     #[must_use]
-    pub fn take(self: &Arc<Self>, shard: usize) -> Option<Place> {
+    pub fn take(self: &Arc<Self>) -> Option<Place> {
         let one_more = |taken: usize| (taken < self.max).then_some(taken + 1);
         self.taken
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more)
             .ok()?;
-        self.of_shards[shard].0.fetch_add(1, Ordering::Relaxed);
         let places = Arc::clone(self);
-        Some(Place { places, shard })
+        Some(Place {
+            places,
+            shard: None,
+        })
     }
 
     /// Returns the shard that should serve a connection that `accepting` accepts.
@@ -80,36 +83,34 @@ fn choose(accepting: usize, taken: impl Iterator<Item = usize> + Clone) -> usize
     }
 }
 
-/// A place for a client connection, which belongs to one shard until it is dropped.
+/// A place for a client connection, which is taken until this is dropped.
 #[derive(Debug)]
 pub struct Place {
     places: Arc<Places>,
-    shard: usize,
+    shard: Option<usize>,
 }
 
 impl Place {
-    /// Returns the index of the shard.
-    #[must_use]
-    pub const fn shard(&self) -> usize {
-        self.shard
+    /// Makes the place that of a shard, which counts it from now on, instead of the one before.
+    pub fn assign(&mut self, shard: usize) {
+        self.leave();
+        let of_shards = &self.places.of_shards;
+        of_shards[shard].0.fetch_add(1, Ordering::Relaxed);
+        self.shard = Some(shard);
     }
 
-    /// Makes the place that of another shard.
-    pub fn move_to(&mut self, shard: usize) {
-        let of_shards = &self.places.of_shards;
-        of_shards[self.shard].0.fetch_sub(1, Ordering::Relaxed);
-        of_shards[shard].0.fetch_add(1, Ordering::Relaxed);
-        self.shard = shard;
+    fn leave(&mut self) {
+        if let Some(shard) = self.shard.take() {
+            let of_shards = &self.places.of_shards;
+            of_shards[shard].0.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let places = &self.places;
-        places.of_shards[self.shard]
-            .0
-            .fetch_sub(1, Ordering::Relaxed);
-        places.taken.fetch_sub(1, Ordering::Relaxed);
+        self.leave();
+        self.places.taken.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -153,10 +154,12 @@ mod tests {
                     .wrapping_add(1);
                 // Most arrive at one shard.
                 let accepting = (random >> 40) as usize % shards / 2;
-                let shard = places.choose(accepting);
-                open.push(places.take(shard).unwrap());
+                let mut place = places.take().unwrap();
+                place.assign(places.choose(accepting));
+                open.push(place);
                 let mut counts = vec![0; shards];
-                open.iter().for_each(|place| counts[place.shard()] += 1);
+                let of_shards = open.iter().filter_map(|place| place.shard);
+                of_shards.for_each(|shard| counts[shard] += 1);
                 let (most, least) = (counts.iter().max().unwrap(), counts.iter().min().unwrap());
                 assert!(*most <= least + most / 8 + 1, "{counts:?}");
             }
@@ -173,15 +176,18 @@ mod tests {
     #[test]
     fn there_are_no_more_places_than_the_limit() {
         let places = Places::new(2, 2);
-        let (mut first, second) = (places.take(0).unwrap(), places.take(0).unwrap());
-        assert!(places.take(1).is_none());
+        let (mut first, second) = (places.take().unwrap(), places.take().unwrap());
+        assert!(places.take().is_none());
+        // A place without a shard is that of no connection.
+        assert_eq!((places.choose(0), places.choose(1)), (0, 1));
+        first.assign(0);
         assert_eq!(places.choose(0), 1);
-        first.move_to(1);
-        assert_eq!((first.shard(), places.choose(0)), (1, 0));
-        drop(second);
+        first.assign(1);
+        assert_eq!((places.choose(0), places.choose(1)), (0, 0));
         drop(first);
-        assert!(places.is_nearly_full());
+        assert_eq!(places.choose(1), 1);
+        assert!(places.take().is_some());
+        drop(second);
         assert_eq!(places.taken.load(Ordering::Relaxed), 0);
-        assert!(places.take(1).is_some());
     }
 }

@@ -10,6 +10,7 @@ use crate::fault::Fault;
 use crate::h1::{self, BodyMeter, Framing, Taken};
 use crate::limits::REPLAY_BYTES_MAX;
 use crate::net::{Conduit, Conn, Instant, Net, would_block};
+use crate::upstream::Buffers;
 
 /// A request being forwarded from the client to one engine.
 pub(super) struct Upload<N: Net> {
@@ -77,6 +78,13 @@ impl<N: Net> Upload<N> {
             self.out_begin = 0;
             self.at = self.head.len();
         }
+    }
+
+    /// Drops the body, sent or not, and its buffer.
+    pub(super) fn drop_body(&mut self, buffers: &Buffers) {
+        buffers.recycle(std::mem::take(&mut self.out));
+        self.out_begin = 0;
+        self.at = self.head.len();
     }
 
     /// Sends the unsent bytes of `head`, `out` and the pipe. Returns `true` if the kernel accepted

@@ -1,10 +1,11 @@
-//! The buffers of one shard: two for receiving, and recycled ones for heads and fields.
+//! The buffers of one shard: two for receiving bodies and tokens, and recycled ones for requests,
+//! heads and fields.
 
 use std::cell::RefCell;
 
 use crate::h1::Field;
 use crate::limits::{
-    HANDED_OVER_BYTES_MIN, RECEIVE_LARGE_BYTES, RECEIVE_SMALL_BYTES, RECYCLED_BUFFER_BYTES_MAX,
+    KEPT_RECEIVED_BYTES_MIN, RECEIVE_LARGE_BYTES, RECEIVE_SMALL_BYTES, RECYCLED_BUFFER_BYTES_MAX,
     RECYCLED_BUFFERS_MAX, RECYCLED_FIELDS_MAX, RECYCLED_RECEIVED_MAX,
 };
 
@@ -69,7 +70,7 @@ impl Buffers {
     }
 
     /// Calls `receive` with an empty buffer of `RECEIVE_SMALL_BYTES` and returns what it has
-    /// appended: that buffer if it holds at least `HANDED_OVER_BYTES_MIN`, otherwise a copy that
+    /// appended: that buffer if it holds at least `KEPT_RECEIVED_BYTES_MIN`, otherwise a copy that
     /// takes no more memory than it needs.
     ///
     /// # Errors
@@ -81,10 +82,13 @@ impl Buffers {
         let spare = self.spare_received.borrow_mut().pop();
         let mut buffer = spare.unwrap_or_else(|| Vec::with_capacity(RECEIVE_SMALL_BYTES));
         let received = receive(&mut buffer);
-        if buffer.len() >= HANDED_OVER_BYTES_MIN {
+        if buffer.len() >= KEPT_RECEIVED_BYTES_MIN {
             return received.map(|_| buffer);
         }
-        let copied = received.map(|_| self.copy(&buffer));
+        let copied = received.map(|count| match count {
+            0 => Vec::new(),
+            _ => self.copy(&buffer),
+        });
         self.recycle(buffer);
         copied
     }

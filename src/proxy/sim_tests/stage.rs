@@ -175,7 +175,7 @@ pub(super) fn config(plot: Scenario) -> Config {
 impl Stage {
     /// Returns the guard of one more client connection.
     pub(super) fn admit(&self) -> SessionGuard<SimNet> {
-        self.shard.admit(Places::new(1, 1).take(0).unwrap())
+        self.shard.admit(Places::new(1, 1).take().unwrap())
     }
 
     pub(super) fn new(net: &SimNet, plot: Scenario, config: Config) -> Rc<Self> {
