@@ -251,14 +251,21 @@ async fn relay_first<N: Net>(
 ) -> Result<(), Fault> {
     let mut body = exchange.shard.buffers.buffer();
     relay.record_events(response.rest());
+    // If the whole body has arrived, its new length is known and chunks are not needed. The framing
+    // of a stream does not depend on how much of it arrives together.
+    let may_have_length = relay.form == Form::Chunked && !response.is_event_stream();
+    if may_have_length && response.is_whole() {
+        relay.form = Form::Bare;
+    }
     relay.transform(response.rest(), &mut body)?;
-    let mut outgoing = outgoing;
-    if relay.form == Form::Chunked && relay.meter.is_done() && !response.is_event_stream() {
-        // The whole body has arrived, so its new length is known and chunks are not needed. The
-        // framing of a stream does not depend on how much of it arrives together.
+    if may_have_length && relay.form == Form::Chunked && relay.meter.is_done() {
+        // Only the chunks have shown where the body ends.
         body.clear();
         relay.restart(response.framing, Form::Bare);
         relay.transform(response.rest(), &mut body)?;
+    }
+    let mut outgoing = outgoing;
+    if may_have_length && relay.form == Form::Bare {
         outgoing = Outgoing::Length(body.len() as u64);
     }
     let mut out = exchange.shard.buffers.buffer();

@@ -33,6 +33,11 @@ impl Response {
         &self.bytes[self.head.len..]
     }
 
+    /// Returns whether a body with a known length has arrived completely.
+    pub(crate) fn is_whole(&self) -> bool {
+        matches!(self.framing, Framing::Length(length) if self.rest().len() as u64 >= length)
+    }
+
     /// Returns whether the engine declares the body as a stream of server-sent events.
     pub(crate) fn is_event_stream(&self) -> bool {
         let field = self.head.field(Name::ContentType);
