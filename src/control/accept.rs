@@ -37,7 +37,7 @@ pub(super) struct Entrance {
 }
 
 impl Entrance {
-    /// Serves a client whose place is this shard's.
+    /// Serves a client at this shard.
     ///
     /// # Errors
     /// The socket cannot be watched; it is closed.
@@ -82,14 +82,13 @@ impl Entrance {
                 }
             }
         }
-        client.place.assign(self.index);
         self.serve(client)
     }
 }
 
 /// Accepts the connections of one listener until the drain starts, and then those still in the
 /// backlog: the kernel has already completed their TCP handshakes. `rank` is the listener's index.
-pub(super) async fn accept(entrance: Rc<Entrance>, listener: Listener, rank: usize) {
+pub(super) async fn accept(entrance: Rc<Entrance>, listener: Listener, rank: u16) {
     let shard = &entrance.shard;
     let timer = entrance.net.timer();
     let mut paused = false;
@@ -165,7 +164,7 @@ fn warn_of_pause(ended: &BatchEnd, places: usize) {
 }
 
 /// Accepts up to [`ACCEPT_BATCH_MAX`] pending connections.
-fn accept_batch(entrance: &Entrance, listener: &Listener, rank: usize) -> BatchEnd {
+fn accept_batch(entrance: &Entrance, listener: &Listener, rank: u16) -> BatchEnd {
     for _ in 0..ACCEPT_BATCH_MAX {
         // A place that is taken for a connection that does not exist would make others close idle
         // ones.

@@ -13,7 +13,7 @@ use crate::upstream::Resolved;
 pub(super) struct Client {
     pub(super) accepted: Accepted,
     /// Index of the rank whose listener accepted it.
-    pub(super) rank: usize,
+    pub(super) rank: u16,
     pub(super) place: Place,
 }
 

@@ -129,7 +129,13 @@ async fn serve(net: Runtime, shared: Arc<Shared>, part: ShardPart) -> io::Result
     let inbox = Inbox::new(notifier);
     let counted = Arc::clone(&metrics);
     net.on_panic(move || counted.panic());
-    let deps = deps(&shared, &inbox, Arc::clone(&metrics), part.sinks);
+    let deps = deps(
+        &shared,
+        &inbox,
+        part.index,
+        Arc::clone(&metrics),
+        part.sinks,
+    );
     let entrance = Rc::new(Entrance {
         index: part.index,
         net: net.clone(),
@@ -140,7 +146,7 @@ async fn serve(net: Runtime, shared: Arc<Shared>, part: ShardPart) -> io::Result
         places_wanted: Arc::clone(&shared.places_wanted),
         has_failed: Cell::new(false),
     });
-    for (rank, listener) in part.listeners.into_iter().enumerate() {
+    for (rank, listener) in (0_u16..).zip(part.listeners) {
         let listener = net.listener(listener)?;
         net.spawn_vital(accept(Rc::clone(&entrance), listener, rank));
     }
@@ -230,6 +236,7 @@ async fn drain(entrance: &Entrance, inbox: &Inbox) {
 fn deps(
     shared: &Arc<Shared>,
     inbox: &Inbox,
+    index: usize,
     metrics: Arc<ShardMetrics>,
     sinks: LogSinks,
 ) -> ShardDeps<Served> {
@@ -243,6 +250,8 @@ fn deps(
         config: Arc::clone(&shared.config),
         metrics,
         budget: Arc::clone(&shared.budget),
+        places: Arc::clone(&shared.places),
+        index,
         fleet: Arc::clone(&shared.published),
         is_own_listener: Box::new(move |address| {
             ports.contains(&address.port()) && is_local_address(address.ip())

@@ -9,7 +9,9 @@ use crate::budget::{Budget, Reserved};
 use crate::fault::Fault;
 use crate::h1::{BodyMeter, Framing};
 use crate::json::{Document, Scanner};
-use crate::limits::{BODY_PROGRESS_BYTES_MIN, KEPT_STEP_BYTES, RECEIVE_LARGE_BYTES};
+use crate::limits::{
+    BODY_PROGRESS_BYTES_MIN, KEPT_STEP_BYTES, RECEIVE_LARGE_BYTES, RECEIVE_SMALL_BYTES,
+};
 use crate::metrics::Phase;
 use crate::net::{Conn, Instant, Net, would_block};
 use crate::pd::request::{self, WATCH};
@@ -118,8 +120,8 @@ pub(super) async fn receive<N: Net>(exchange: &mut Exchange<'_, N>) -> Result<Bo
     Ok(body)
 }
 
-/// Takes what has arrived with the head. If that is the whole body, it stays in the buffer that it
-/// was received into.
+/// Takes what has arrived with the head. If that is the whole body and the request has kept its
+/// receive buffer, it stays there.
 fn take_arrived<N: Net>(
     exchange: &mut Exchange<'_, N>,
     reading: &mut Reading,
@@ -127,7 +129,8 @@ fn take_arrived<N: Net>(
     let framing = exchange.request.framing;
     reading.check_room(framing)?;
     let buffers = &exchange.shard.buffers;
-    let mut arrived = exchange.request.take_arrived(buffers);
+    // The copy has the head's size: many requests may wait for their prefill.
+    let mut arrived = exchange.request.take_arrived(<[u8]>::to_vec);
     let begin = exchange.request.head.len;
     let missing = |arrived: &[u8]| match framing {
         Framing::Length(length) => length - (arrived.len() - begin) as u64,
@@ -141,8 +144,12 @@ fn take_arrived<N: Net>(
         arrived.extend_from_slice(&later);
         buffers.recycle(later);
     }
-    // The buffer may take more of the budget than the body.
-    if missing(&arrived) == 0 && reading.reserved.grow_to(arrived.capacity() as u64).is_ok() {
+    // A smaller buffer is not kept: with the head, which has been copied, it takes more memory than
+    // the body. A larger one may take more of the budget.
+    if missing(&arrived) == 0
+        && arrived.capacity() >= RECEIVE_SMALL_BYTES
+        && reading.reserved.grow_to(arrived.capacity() as u64).is_ok()
+    {
         (reading.buffer, reading.begin) = (arrived, begin);
         reading.take_in_place(0);
         return Ok(());

@@ -18,8 +18,8 @@ pub(super) fn choose<N: Net>(exchange: &Exchange<'_, N>) -> Result<Reservation, 
     let request = &exchange.request;
     let named = request.values(Name::XDataParallelHostPort).next();
     let mut ask = Ask {
-        listener: exchange.client.rank,
-        pool: shard.config.listeners[exchange.client.rank].pool,
+        listener: exchange.client.rank(),
+        pool: shard.config.listeners[exchange.client.rank()].pool,
         named: named.filter(|named| !named.is_empty()),
     };
     let must_exist = matches!(request.route, Route::Intercepted(_));

@@ -30,7 +30,7 @@ pub(super) struct Client<N: Net> {
     /// The current phase of the session, reported by the metric of client disconnects.
     pub(super) phase: Cell<Phase>,
     /// Index of the rank whose listener accepted the connection.
-    pub(super) rank: usize,
+    rank: u16,
 }
 
 /// How a client disconnect is detected during a wait for something else, such as an engine's
@@ -47,7 +47,7 @@ pub(super) enum Watch {
 }
 
 impl<N: Net> Client<N> {
-    pub(super) fn new(net: &N, conn: N::Conn, rank: usize) -> Self {
+    pub(super) fn new(net: &N, conn: N::Conn, rank: u16) -> Self {
         Self {
             conn,
             timer: net.timer(),
@@ -57,6 +57,11 @@ impl<N: Net> Client<N> {
             phase: Cell::new(Phase::Idle),
             rank,
         }
+    }
+
+    /// Returns the index of the rank whose listener accepted the connection.
+    pub(super) fn rank(&self) -> usize {
+        usize::from(self.rank)
     }
 
     /// Waits until `ready` is ready, the client disconnects, or the deadline passes. If several

@@ -32,7 +32,7 @@ pub(super) struct Exchange<'a, N: Net> {
     pub(super) keep_alive: bool,
     pub(super) stats: RequestStats,
     /// Text about the failure that is added to the message in the error response.
-    pub(super) detail: Option<String>,
+    pub(super) detail: Option<Box<str>>,
     pub(super) trace: RequestTrace,
 }
 

@@ -119,7 +119,8 @@ fn begin_upload<N: Net>(
     if exchange.request.body.is_done() {
         upload.finish_if_done()?;
     } else if exchange.request.has_body_arrived() {
-        let arrived = exchange.request.take_arrived(&exchange.shard.buffers);
+        let buffers = &exchange.shard.buffers;
+        let arrived = exchange.request.take_arrived(|head| buffers.copy(head));
         let taken = upload.take_over(exchange, arrived)?;
         end_take(exchange, &mut upload, taken)?;
     } else {

@@ -55,11 +55,16 @@ impl Places {
         self.taken
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more)
             .ok()?;
-        let places = Arc::clone(self);
         Some(Place {
-            places,
+            places: Some(Arc::clone(self)),
             shard: None,
         })
+    }
+
+    /// Returns a place of a shard that [`Place::keep`] has kept taken.
+    pub(super) fn give_back(&self, shard: usize) {
+        self.of_shards[shard].0.fetch_sub(1, Ordering::Relaxed);
+        self.taken.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Returns the shard that should serve a connection that `accepting` accepts.
@@ -86,7 +91,8 @@ fn choose(accepting: usize, taken: impl Iterator<Item = usize> + Clone) -> usize
 /// A place for a client connection, which is taken until this is dropped.
 #[derive(Debug)]
 pub struct Place {
-    places: Arc<Places>,
+    /// `None` once it is kept.
+    places: Option<Arc<Places>>,
     shard: Option<usize>,
 }
 
@@ -94,15 +100,21 @@ impl Place {
     /// Makes the place that of a shard, which counts it from now on, instead of the one before.
     pub fn assign(&mut self, shard: usize) {
         self.leave();
-        let of_shards = &self.places.of_shards;
-        of_shards[shard].0.fetch_add(1, Ordering::Relaxed);
-        self.shard = Some(shard);
+        if let Some(places) = &self.places {
+            places.of_shards[shard].0.fetch_add(1, Ordering::Relaxed);
+            self.shard = Some(shard);
+        }
+    }
+
+    /// Keeps the place taken, and that of its shard, until [`Places::give_back`]. A session keeps
+    /// its place like this because the shard knows both, and idle sessions must be small.
+    pub(super) fn keep(mut self) {
+        self.places = None;
     }
 
     fn leave(&mut self) {
-        if let Some(shard) = self.shard.take() {
-            let of_shards = &self.places.of_shards;
-            of_shards[shard].0.fetch_sub(1, Ordering::Relaxed);
+        if let (Some(places), Some(shard)) = (&self.places, self.shard.take()) {
+            places.of_shards[shard].0.fetch_sub(1, Ordering::Relaxed);
         }
     }
 }
@@ -110,7 +122,9 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         self.leave();
-        self.places.taken.fetch_sub(1, Ordering::Relaxed);
+        if let Some(places) = &self.places {
+            places.taken.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 

@@ -3,7 +3,6 @@
 use super::request_id::RequestId;
 use crate::api::Route;
 use crate::h1::{Framing, Method, Name, RequestHead, Version};
-use crate::upstream::Buffers;
 
 /// A request whose head has been read.
 pub(super) struct Request {
@@ -49,9 +48,9 @@ impl Request {
     }
 
     /// Returns the buffer with the head and the bytes that were received with it. Keeps a copy of
-    /// the head.
-    pub(super) fn take_arrived(&mut self, buffers: &Buffers) -> Vec<u8> {
-        let head = buffers.copy(&self.bytes[..self.head.len]);
+    /// the head, which `copy` makes.
+    pub(super) fn take_arrived(&mut self, copy: impl FnOnce(&[u8]) -> Vec<u8>) -> Vec<u8> {
+        let head = copy(&self.bytes[..self.head.len]);
         std::mem::replace(&mut self.bytes, head)
     }
 

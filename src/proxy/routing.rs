@@ -29,7 +29,7 @@ pub(super) fn read<N: Net>(exchange: &Exchange<'_, N>) -> Result<Routing, Target
         PrefixPull::IfEnabled => config.pd.p2p_pull,
         PrefixPull::Never => false,
     };
-    let listener = config.listeners.get(exchange.client.rank);
+    let listener = config.listeners.get(exchange.client.rank());
     let rules = RoutingRules {
         prefiller_tls: config.tls.prefiller.is_some(),
         encoder_tls: config.tls.encoder.is_some(),

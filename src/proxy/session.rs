@@ -17,7 +17,7 @@ use crate::upstream::{Deadline, Timeout, Waited};
 
 /// Serves an accepted client connection in a new task until the connection ends. `rank` is the
 /// index of the rank whose listener accepted it; `guard` is its place.
-pub fn begin<N: Net>(guard: SessionGuard<N>, conn: N::Conn, rank: usize) {
+pub fn begin<N: Net>(guard: SessionGuard<N>, conn: N::Conn, rank: u16) {
     let net = guard.shard.net.clone();
     net.spawn(run(guard, conn, rank));
 }
@@ -27,7 +27,7 @@ pub fn begin<N: Net>(guard: SessionGuard<N>, conn: N::Conn, rank: usize) {
 /// This future exists for as long as the connection, also while the session is idle, so it must
 /// stay small. The exchange is large; it is boxed, and only once the first byte of a request has
 /// arrived.
-async fn run<N: Net>(guard: SessionGuard<N>, conn: N::Conn, rank: usize) {
+async fn run<N: Net>(guard: SessionGuard<N>, conn: N::Conn, rank: u16) {
     let shard = &guard.shard;
     let client = Client::new(&shard.net, conn, rank);
     if client.conn.is_encrypted() && !Box::pin(open(shard, &client)).await {
@@ -140,7 +140,7 @@ mod tests {
 
     type Net = Secure<Runtime>;
 
-    const fn future_bytes<F>(_: &impl Fn(SessionGuard<Net>, Wire<Socket>, usize) -> F) -> usize {
+    const fn future_bytes<F>(_: &impl Fn(SessionGuard<Net>, Wire<Socket>, u16) -> F) -> usize {
         size_of::<F>()
     }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use arc_swap::{ArcSwap, Cache};
 
 use super::idle::IdleSessions;
-use super::places::Place;
+use super::places::{Place, Places};
 use super::push_book::PushBook;
 use super::target_cache::TargetCache;
 use crate::budget::Budget;
@@ -40,6 +40,10 @@ pub struct ShardDeps<N: Net> {
     pub metrics: Arc<ShardMetrics>,
     /// The process-wide budget of kept bytes.
     pub budget: Arc<Budget>,
+    /// The places for client connections of the process.
+    pub places: Arc<Places>,
+    /// The index of this shard among those of the process.
+    pub index: usize,
     /// The state of the fleet, which the control plane replaces.
     pub fleet: Arc<ArcSwap<Snapshot>>,
     /// Returns whether an address belongs to one of this process's own listeners.
@@ -110,6 +114,8 @@ pub struct Shard<N: Net> {
     /// The client connections that wait for a request.
     pub(super) idle: IdleSessions,
     sessions: Cell<usize>,
+    places: Arc<Places>,
+    index: usize,
 }
 
 impl<N: Net> std::fmt::Debug for Shard<N> {
@@ -189,6 +195,8 @@ impl<N: Net> Shard<N> {
             is_warming_up: Cell::new(false),
             idle,
             sessions: Cell::new(0),
+            places: deps.places,
+            index: deps.index,
         })
     }
 
@@ -199,8 +207,10 @@ impl<N: Net> Shard<N> {
 
     /// Counts a client connection, which has this place.
     #[must_use]
-    pub fn admit(self: &Rc<Self>, place: Place) -> SessionGuard<N> {
-        SessionGuard::new(self, place)
+    pub fn admit(self: &Rc<Self>, mut place: Place) -> SessionGuard<N> {
+        place.assign(self.index);
+        place.keep();
+        SessionGuard::new(self)
     }
 
     /// Counts in the metrics a client connection that another shard serves.
@@ -299,7 +309,6 @@ pub fn is_local_address(ip: IpAddr) -> bool {
 /// count.
 pub struct SessionGuard<N: Net> {
     pub(super) shard: Rc<Shard<N>>,
-    _place: Place,
 }
 
 impl<N: Net> std::fmt::Debug for SessionGuard<N> {
@@ -309,12 +318,11 @@ impl<N: Net> std::fmt::Debug for SessionGuard<N> {
 }
 
 impl<N: Net> SessionGuard<N> {
-    fn new(shard: &Rc<Shard<N>>, place: Place) -> Self {
+    fn new(shard: &Rc<Shard<N>>) -> Self {
         shard.sessions.set(shard.sessions.get() + 1);
         shard.metrics.client_connections(1);
         Self {
             shard: Rc::clone(shard),
-            _place: place,
         }
     }
 }
@@ -323,5 +331,6 @@ impl<N: Net> Drop for SessionGuard<N> {
     fn drop(&mut self) {
         self.shard.sessions.set(self.shard.sessions.get() - 1);
         self.shard.metrics.client_connections(-1);
+        self.shard.places.give_back(self.shard.index);
     }
 }

@@ -85,7 +85,7 @@ pub(super) fn trace_split<N: Net>(
             is_concurrent: connector.order(pd_request) == Order::Concurrent,
             is_parallel_dispatch: rules.is_parallel_dispatch,
             streams: stream.is_some_and(|member| member.kind == Kind::True),
-            is_data_parallel: exchange.client.rank == 0
+            is_data_parallel: exchange.client.rank() == 0
                 && exchange
                     .request
                     .head

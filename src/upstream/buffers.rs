@@ -59,12 +59,7 @@ impl Buffers {
     /// Returns a buffer that contains `bytes`.
     pub(crate) fn copy(&self, bytes: &[u8]) -> Vec<u8> {
         let mut buffer = self.buffer();
-        if bytes.len() > buffer.capacity() {
-            self.recycle(std::mem::replace(
-                &mut buffer,
-                Vec::with_capacity(bytes.len()),
-            ));
-        }
+        buffer.reserve_exact(bytes.len());
         buffer.extend_from_slice(bytes);
         buffer
     }

@@ -167,14 +167,14 @@ fn encoded<N: Net>(
                 detail.push_str(": ");
                 detail.push_str(&String::from_utf8_lossy(shown));
             }
-            exchange.detail = Some(detail);
+            exchange.detail = Some(detail.into());
             Err(Fault::leg(
                 Role::Encode,
                 Cause::Status(response.head.status),
             ))
         }
         Err(fault) => {
-            exchange.detail = Some(format!("item {index}"));
+            exchange.detail = Some(format!("item {index}").into());
             Err(fault.fault(Role::Encode))
         }
     }

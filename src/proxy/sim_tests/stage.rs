@@ -116,6 +116,7 @@ pub(super) struct Log {
 pub(super) struct Stage {
     pub(super) net: SimNet,
     pub(super) shard: Rc<Shard<SimNet>>,
+    places: Arc<Places>,
     pub(super) budget: Arc<Budget>,
     fleet: Arc<ArcSwap<Snapshot>>,
     registry: RefCell<Registry>,
@@ -175,7 +176,7 @@ pub(super) fn config(plot: Scenario) -> Config {
 impl Stage {
     /// Returns the guard of one more client connection.
     pub(super) fn admit(&self) -> SessionGuard<SimNet> {
-        self.shard.admit(Places::new(1, 1).take().unwrap())
+        self.shard.admit(self.places.take().unwrap())
     }
 
     pub(super) fn new(net: &SimNet, plot: Scenario, config: Config) -> Rc<Self> {
@@ -203,10 +204,13 @@ impl Stage {
         };
         let registry = Registry::new(vec![vec![decoder]]);
         let fleet = Arc::new(ArcSwap::from_pointee(registry.snapshot().clone()));
+        let places = Places::new(usize::MAX, 1);
         let deps = ShardDeps {
             config: Arc::new(config),
             metrics: Arc::new(ShardMetrics::new(LABELS.len())),
             budget: Arc::clone(&budget),
+            places: Arc::clone(&places),
+            index: 0,
             fleet: Arc::clone(&fleet),
             is_own_listener,
             is_same_listener: Box::new(|_, _| Some(false)),
@@ -220,6 +224,7 @@ impl Stage {
         };
         Rc::new(Self {
             shard: Shard::new(net.clone(), deps),
+            places,
             net: net.clone(),
             budget,
             fleet,
