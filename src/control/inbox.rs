@@ -89,7 +89,7 @@ impl Inbox {
         waiting.clients.push_back(client);
         drop(waiting);
         if is_first {
-            // Otherwise the shard has not taken all clients since it was woken, or is about to be.
+            // Otherwise an earlier client has woken the shard, or is about to, and it takes all.
             self.notifier.notify();
         }
         Ok(())

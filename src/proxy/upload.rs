@@ -67,7 +67,7 @@ impl<N: Net> Upload<N> {
     }
 
     /// Returns whether nothing of `head` and the body is unsent.
-    pub(super) fn is_sent(&self) -> bool {
+    fn is_sent(&self) -> bool {
         self.at == self.head.len() + self.body().len()
     }
 
