@@ -73,6 +73,12 @@ impl Top {
         self.kinds & 1 == 1
     }
 
+    /// Returns whether the innermost open container is an array.
+    #[inline]
+    pub(super) const fn inside_array(self) -> bool {
+        self.depth > 0 && self.kinds & 1 == 0
+    }
+
     /// Returns the open containers after closing down to depth `outer`, which must be the current
     /// depth or one less, and after opening one object if `open` is true.
     ///
@@ -128,6 +134,15 @@ impl Number {
         }
     }
 
+    /// Returns the number of digits at the start of `rest` that do not change the state.
+    #[inline]
+    pub(super) fn run(self, rest: &[u8]) -> usize {
+        match self {
+            Self::Integer | Self::Fraction | Self::Power => digits(rest),
+            Self::Minus | Self::Zero | Self::Point | Self::Exponent | Self::Sign => 0,
+        }
+    }
+
     /// Returns whether the number may end in this state.
     pub(super) const fn is_complete(self) -> bool {
         matches!(
@@ -135,6 +150,12 @@ impl Number {
             Self::Zero | Self::Integer | Self::Fraction | Self::Power
         )
     }
+}
+
+/// Returns the number of digits at the start of `text`.
+#[inline]
+pub(super) fn digits(text: &[u8]) -> usize {
+    text.iter().take_while(|byte| byte.is_ascii_digit()).count()
 }
 
 /// Returns the byte that a backslash followed by `byte` represents (RFC 8259 section 7).

@@ -132,17 +132,50 @@ impl Lexer {
                 State::InNumber(number) => self.in_number(piece, number)?,
                 State::InLiteral(rest) => self.in_literal(piece, rest)?,
                 State::InSkip => self.in_skip(piece)?.then(|| self.value_end()),
-                State::Start
-                | State::FirstName
-                | State::NextName
-                | State::Colon
-                | State::Value
-                | State::AfterValue
-                | State::End => match self.next_token(piece) {
-                    Some(byte) => match self.token(piece, byte)? {
+                State::Start => match self.next_token(piece) {
+                    Some(b'{') => {
+                        self.at += 1;
+                        self.skip.nest.open(true);
+                        self.skip.entered = 1;
+                        self.state = State::FirstName;
+                        continue;
+                    }
+                    Some(byte) => return Err(self.unexpected(byte)),
+                    None => None,
+                },
+                State::FirstName | State::NextName => match self.next_token(piece) {
+                    Some(b'"') => match self.plain_name(piece) {
                         Some(event) => Some(event),
-                        None => continue,
+                        None => {
+                            self.start_name();
+                            continue;
+                        }
                     },
+                    Some(b'}') if matches!(self.state, State::FirstName) => Some(self.close()),
+                    Some(byte) => return Err(self.unexpected(byte)),
+                    None => None,
+                },
+                State::Colon => match self.next_token(piece) {
+                    Some(b':') => {
+                        self.at += 1;
+                        self.state = State::Value;
+                        continue;
+                    }
+                    Some(byte) => return Err(self.unexpected(byte)),
+                    None => None,
+                },
+                State::Value => match self.next_token(piece) {
+                    Some(byte) => Some(self.value(byte)?),
+                    None => None,
+                },
+                State::AfterValue => match self.next_token(piece) {
+                    Some(b',') => Some(self.comma()),
+                    Some(b'}') => Some(self.close()),
+                    Some(byte) => return Err(self.unexpected(byte)),
+                    None => None,
+                },
+                State::End => match self.next_token(piece) {
+                    Some(byte) => return Err(self.unexpected(byte)),
                     None => None,
                 },
             };
@@ -186,42 +219,24 @@ impl Lexer {
         None
     }
 
-    /// Consumes `byte`, the next byte of `piece`, which must be punctuation or the first byte of a
-    /// name or value. If it starts a name, reads the whole name if [`Lexer::plain_name`] can.
-    /// Returns `None` if no event is complete.
-    #[inline(always)]
-    fn token(&mut self, piece: &[u8], byte: u8) -> Result<Option<Event>, JsonError> {
-        let at = self.at;
-        self.at += 1;
-        match (self.state, byte) {
-            (State::Start, b'{') => {
-                self.skip.nest.open(true);
-                self.skip.entered = 1;
-                self.state = State::FirstName;
-            }
-            (State::FirstName | State::NextName, b'"') => {
-                self.name_start = self.base + at;
-                if let Some(event) = self.plain_name(piece) {
-                    return Ok(Some(event));
-                }
-                self.name.clear();
-                self.state = State::InName(Escape::None);
-                // No event yet: `next` reads the name.
-            }
-            (State::FirstName | State::AfterValue, b'}') => return Ok(Some(self.close(at))),
-            (State::Colon, b':') => self.state = State::Value,
-            (State::AfterValue, b',') => {
-                self.state = State::NextName;
-                return Ok(Some(Event::Comma { at: self.base + at }));
-            }
-            (State::Value, _) => return self.value(at, byte).map(Some),
-            (state, byte) => return Err(self.error_at(at, state.reason(byte))),
-        }
-        Ok(None)
+    /// Returns the error for `byte`, the next byte of the piece, which the state does not allow.
+    #[cold]
+    fn unexpected(&self, byte: u8) -> JsonError {
+        self.error_at(self.at, self.state.reason(byte))
     }
 
     #[inline(always)]
-    fn close(&mut self, at: usize) -> Event {
+    fn comma(&mut self) -> Event {
+        let at = self.base + self.at;
+        self.at += 1;
+        self.state = State::NextName;
+        Event::Comma { at }
+    }
+
+    #[inline(always)]
+    fn close(&mut self) -> Event {
+        let at = self.base + self.at;
+        self.at += 1;
         self.skip.nest.close();
         self.skip.entered -= 1;
         self.state = if self.skip.entered == 0 {
@@ -229,12 +244,14 @@ impl Lexer {
         } else {
             State::AfterValue
         };
-        Event::Close { at: self.base + at }
+        Event::Close { at }
     }
 
     /// Starts the value of a member at its first byte, `byte`, and returns the event for it.
     #[inline(always)]
-    fn value(&mut self, at: usize, byte: u8) -> Result<Event, JsonError> {
+    fn value(&mut self, byte: u8) -> Result<Event, JsonError> {
+        let at = self.at;
+        self.at += 1;
         let (state, kind) = match byte {
             b'"' => (State::InString, Kind::String),
             b'{' => (State::InSkip, Kind::Object),
@@ -270,21 +287,36 @@ impl Lexer {
         }
     }
 
-    /// Reads a member name in one step if possible: if it ends within [`PLAIN_NAME_BYTES`] bytes,
-    /// has no escapes, and `piece` has that many bytes left. Nearly all names meet this. Otherwise
-    /// returns `None` and consumes nothing.
+    /// Reads a member name in one step if possible, at its opening quote: if it ends within
+    /// [`PLAIN_NAME_BYTES`] bytes, has no escapes, and `piece` has that many bytes left. Nearly all
+    /// names meet this. Also reads the colon if it is the next byte. Otherwise returns `None` and
+    /// consumes nothing.
     #[inline(always)]
     fn plain_name(&mut self, piece: &[u8]) -> Option<Event> {
-        let bytes: &[u8; PLAIN_NAME_BYTES] = piece.get(self.at..)?.first_chunk()?;
+        let (_, text) = piece.get(self.at..)?.split_first()?;
+        let bytes: &[u8; PLAIN_NAME_BYTES] = text.first_chunk()?;
         let len = block::plain_text(bytes);
         if bytes.get(len) != Some(&b'"') {
             return None;
         }
         self.name.set(bytes, len);
-        self.at += len + 1;
+        let start = self.base + self.at;
+        self.at += len + 2;
+        let span = Span::new(start, self.base + self.at);
         self.state = State::Colon;
-        let span = Span::new(self.name_start, self.base + self.at);
+        if text.get(len + 1) == Some(&b':') {
+            self.at += 1;
+            self.state = State::Value;
+        }
         Some(Event::Name { span })
+    }
+
+    /// Starts to read a member name that [`Lexer::plain_name`] cannot, at its opening quote.
+    fn start_name(&mut self) {
+        self.name_start = self.base + self.at;
+        self.at += 1;
+        self.name.clear();
+        self.state = State::InName(Escape::None);
     }
 
     /// Reads a member name and stores it unescaped in `self.name`. Returns `None` if `piece` ends
@@ -364,7 +396,11 @@ impl Lexer {
 
     #[inline(always)]
     fn in_number(&mut self, piece: &[u8], mut number: Number) -> Result<Option<Event>, JsonError> {
-        while let Some(&byte) = piece.get(self.at) {
+        loop {
+            self.at += number.run(&piece[self.at..]);
+            let Some(&byte) = piece.get(self.at) else {
+                break;
+            };
             match number.step(byte) {
                 Some(next) => number = next,
                 None if number.is_complete() => return Ok(Some(self.value_end())),
