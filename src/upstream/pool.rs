@@ -91,6 +91,9 @@ struct Table<C> {
     hand: usize,
     /// For each role, in the order of [`Role::index`], the slots of its endpoints in `endpoints`.
     by_target: [HashMap<Target, usize>; Role::ALL.len()],
+    /// For each role, the slot that was looked up last. A request looks up the same engine several
+    /// times, and to compare a target costs a tenth of hashing it.
+    recent: [usize; Role::ALL.len()],
 }
 
 impl<N: Net> std::fmt::Debug for Pools<N> {
@@ -114,6 +117,7 @@ impl<N: Net> Pools<N> {
             uses: 0,
             hand: 0,
             by_target: Default::default(),
+            recent: [0; Role::ALL.len()],
         };
         let pools = Rc::new(Self {
             net: net.clone(),
@@ -147,7 +151,7 @@ impl<N: Net> Pools<N> {
         let mut table = self.table.borrow_mut();
         table.uses += 1;
         let used = table.uses;
-        if let Some(&slot) = table.by_target[role.index()].get(target) {
+        if let Some(slot) = table.find(role, target) {
             let endpoint = &mut table.endpoints[slot];
             endpoint.last_used = used;
             return SlotId {
@@ -353,6 +357,18 @@ impl<C> Table<C> {
         self.endpoints
             .get_mut(id.slot)
             .filter(|endpoint| endpoint.generation == id.generation)
+    }
+
+    /// Returns the slot of the endpoint of `target` in a role, if the table has it.
+    fn find(&mut self, role: Role, target: &Target) -> Option<usize> {
+        let recent = self.recent[role.index()];
+        let is_it = |endpoint: &&Endpoint<C>| endpoint.role == role && endpoint.target == *target;
+        if self.endpoints.get(recent).filter(is_it).is_some() {
+            return Some(recent);
+        }
+        let slot = *self.by_target[role.index()].get(target)?;
+        self.recent[role.index()] = slot;
+        Some(slot)
     }
 
     /// Adds an endpoint to the table, or replaces one if the table is full. Returns its slot and
