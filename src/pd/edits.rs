@@ -37,6 +37,12 @@ impl Caps {
     }
 }
 
+/// Number of edits for which a leg has room from the start: more than most legs have, and few
+/// enough that the C library keeps the memory in its cache of small blocks.
+const EDITS_USUAL: usize = 12;
+
+const _: () = assert!(EDITS_USUAL * size_of::<Edit<'_>>() <= 1024);
+
 /// The edits of one leg. A later edit of a member replaces an earlier one.
 #[derive(Debug)]
 pub(super) struct Edits<'a> {
@@ -49,7 +55,7 @@ impl<'a> Edits<'a> {
     pub(super) fn of(document: &'a Document) -> Self {
         Self {
             document,
-            list: Vec::with_capacity(16),
+            list: Vec::with_capacity(EDITS_USUAL),
         }
     }
 
@@ -90,8 +96,7 @@ impl<'a> Edits<'a> {
     }
 
     pub(super) fn remove(&mut self, level: Level, name: &'static str) {
-        self.list
-            .retain(|earlier| earlier.target() != (level, name));
+        self.forget((level, name));
         let mut members = self.document.members().iter();
         // Most bodies have none of the members to remove, and a removal without effect costs as
         // much as any other edit.
@@ -108,9 +113,17 @@ impl<'a> Edits<'a> {
     }
 
     fn push(&mut self, edit: Edit<'a>) {
-        self.list
-            .retain(|earlier| earlier.target() != edit.target());
+        self.forget(edit.target());
         self.list.push(edit);
+    }
+
+    /// Drops the earlier edit of a member.
+    fn forget(&mut self, target: (Level, &'static str)) {
+        // There is at most one, and nearly never one.
+        let earlier = self.list.iter().position(|edit| edit.target() == target);
+        if let Some(earlier) = earlier {
+            self.list.remove(earlier);
+        }
     }
 
     /// Sets the token limits of an API to 1. `caps` selects the limits that are set even

@@ -167,6 +167,10 @@ fn header_rank(mori: &MoriConfig, rank: u32) -> Option<u32> {
 /// is only one rank. This field is the only difference between read mode and plain NIXL version 2.
 pub(super) fn read_mode_rank(request: &PdRequest<'_>) -> Option<u32> {
     let mori = request.mori;
+    // Checked first, because the text of the UUID takes longer than the rest of the leg's rank.
+    if mori.dp_size <= 1 {
+        return None;
+    }
     header_rank(
         mori,
         rank(request.uuid.text().as_str(), ranks_per_pod(mori)),
