@@ -181,6 +181,15 @@ fn prefill_response(len: usize) -> Vec<u8> {
     response
 }
 
+/// Returns a prefill response whose handoff lists `blocks` KV blocks.
+fn blocks_response(blocks: usize) -> Vec<u8> {
+    let ids: Vec<String> = (0..blocks)
+        .map(|nth| (nth * 37 % 60_000).to_string())
+        .collect();
+    let ids = ids.join(",");
+    format!(r#"{{"choices":[],"kv_transfer_params":{{"remote_block_ids":[[{ids}]]}}}}"#).into()
+}
+
 fn read_response(response: &[u8]) -> Result<Handoff, JsonError> {
     let mut reader = PrefillResponse::new(64 << 10, &Budget::new(64 << 10));
     for piece in response.chunks(RECEIVE_LARGE_BYTES) {
@@ -227,8 +236,12 @@ pub(crate) fn bench(criterion: &mut Criterion) {
     }
     group.finish();
     let mut group = criterion.benchmark_group("json/response");
-    for (name, len) in [("1KiB", 1 << 10), ("1MiB", 1 << 20)] {
-        let response = prefill_response(len);
+    let responses = [
+        ("1KiB", prefill_response(1 << 10)),
+        ("1MiB", prefill_response(1 << 20)),
+        ("4096 blocks", blocks_response(4096)),
+    ];
+    for (name, response) in responses {
         assert!(read_response(&response).is_ok(), "{name} is not read");
         group.throughput(Throughput::Bytes(response.len() as u64));
         group.bench_function(name, |bencher| {
