@@ -266,7 +266,7 @@ fn deps(
         resolver: Box::new(move |name, by| resolver.ask(name, by, &inbox)),
         on_socket_failed: Box::new(move |socket, error| socket_errors.record(socket, error)),
         on_decoder_lost: Box::new(move || decoder_lost.notify_one()),
-        on_incident: Box::new(move |incident| incidents.record(incident)),
+        on_incident: Rc::new(move |incident| incidents.record(incident)),
         secure,
         access: sinks.access,
         traces: sinks.traces,

@@ -5,7 +5,9 @@
 mod causes;
 mod incident;
 mod responses;
+mod trouble;
 
 pub use causes::{Blame, Cause, Fault};
-pub use incident::Incident;
+pub use incident::{Engine, Incident};
 pub use responses::LABELS;
+pub use trouble::Trouble;

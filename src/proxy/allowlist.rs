@@ -4,7 +4,7 @@
 //! not affect requests that have been checked. Without an allowlist, every target is allowed.
 
 use super::shard::Shard;
-use crate::fault::Fault;
+use crate::fault::{Fault, Incident};
 use crate::fleet::{Permit, Target};
 use crate::metrics::Named;
 use crate::net::Net;
@@ -48,5 +48,9 @@ fn check<N: Net>(shard: &Shard<N>, kind: Named, target: &Target) -> Result<(), F
         Permit::Unknown => Fault::AllowlistNotReady,
     };
     shard.metrics.denied(kind);
+    shard.report(Incident::TargetDenied {
+        target: target.clone(),
+        is_ready: permit == Permit::Denied,
+    });
     Err(fault)
 }

@@ -69,6 +69,7 @@ pub(super) async fn forward<N: Net>(
                 continue;
             }
             exchange.record_leg(Role::Decode, Err(error.label(Role::Decode)));
+            upstream.report_failed(&shard.upstreams, error);
             // The engine would see a FIN only after reading all buffered bytes. A reset reaches it
             // immediately.
             upstream.conn().reset_on_close();

@@ -159,8 +159,9 @@ pub(super) async fn relay<N: Net>(
         ))
         .await;
     }
+    let status = head.status;
     let framing = h1::response_framing(exchange.request.head.method, head, bytes);
-    response.framing = framing.map_err(|_| MALFORMED)?;
+    response.framing = framing.map_err(|_| reported(exchange, &upstream, MALFORMED))?;
     let engine_keeps = h1::response_keeps_alive(head, bytes, response.framing);
     let transforms = transforms(&response, edits);
     let (outgoing, form) = outgoing(
@@ -174,16 +175,13 @@ pub(super) async fn relay<N: Net>(
         relay.errors = Errors::None;
     }
     let is_open_ended = outgoing == Outgoing::UntilClose;
-    relay_first(exchange, &response, outgoing, &mut relay, received).await?;
-    exchange
-        .shard
-        .buffers
-        .recycle(std::mem::take(&mut response.bytes));
+    relay_first(exchange, &response, outgoing, &mut relay, received)
+        .await
+        .map_err(|fault| reported(exchange, &upstream, fault))?;
+    let (shard, unused) = (exchange.shard, std::mem::take(&mut response));
+    shard.buffers.recycle(unused.bytes);
+    shard.buffers.recycle_fields(unused.head.fields);
     drop(reserved);
-    exchange
-        .shard
-        .buffers
-        .recycle_fields(std::mem::take(&mut response.head.fields));
     exchange.enter(Phase::Streaming);
     let relayed = relay_body(exchange, &upstream, &mut relay).await;
     exchange.stats.bytes_out += relay.received;
@@ -198,8 +196,9 @@ pub(super) async fn relay<N: Net>(
             exchange.keep_alive = false;
             return Ok(());
         }
-        relayed => relayed?,
+        relayed => relayed.map_err(|fault| reported(exchange, &upstream, fault))?,
     }
+    upstream.report_done(&exchange.shard.upstreams, status);
     if is_open_ended {
         exchange.client.conn.close_cleanly();
     }
@@ -208,6 +207,14 @@ pub(super) async fn relay<N: Net>(
         upstream.release(&exchange.shard.upstreams, clean);
     }
     Ok(())
+}
+
+/// Reports the engine if it has caused `fault`, with which its response ends, and returns `fault`.
+fn reported<N: Net>(exchange: &Exchange<'_, N>, upstream: &Connection<N>, fault: Fault) -> Fault {
+    if let Fault::Leg { cause, .. } = fault {
+        upstream.report_failed(&exchange.shard.upstreams, cause.into());
+    }
+    fault
 }
 
 /// Returns the transforms that apply `edits`. Returns `None` if there are none, or if the response

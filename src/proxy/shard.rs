@@ -15,13 +15,13 @@ use super::target_cache::TargetCache;
 use crate::budget::Budget;
 use crate::config::Config;
 use crate::fault::{Fault, Incident};
-use crate::fleet::{Address, EngineVersion, Service, Snapshot};
+use crate::fleet::{Address, EngineVersion, Service, Snapshot, Target};
 use crate::limits::{
     BOOTSTRAP_CACHE_BYTES_MAX, BOOTSTRAP_SECS_MAX, BOOTSTRAPS_MAX, IDLE_CLOSED_MAX,
     VERSION_SECS_MAX, VERSIONS_MAX,
 };
-use crate::metrics::ShardMetrics;
 use crate::metrics::access_log::AccessRing;
+use crate::metrics::{ShardMetrics, Stranded};
 use crate::net::Net;
 use crate::pd::Role;
 use crate::pd::bootstrap::ListedEngines;
@@ -57,8 +57,9 @@ pub struct ShardDeps<N: Net> {
     pub on_socket_failed: OnSocketFailed,
     /// Called when a decoder does not accept connections or has closed one in use; must not block.
     pub on_decoder_lost: Box<dyn Fn()>,
-    /// Called with an incident for the log; must not block.
-    pub on_incident: Box<dyn Fn(Incident)>,
+    /// Called with an incident for the log; must not block. Returns `false` if there is no room for
+    /// it.
+    pub on_incident: Rc<dyn Fn(Incident) -> bool>,
     /// Ring for this shard's access log records; `None` if the access log is off.
     pub access: Option<AccessRing>,
     /// Wraps a new connection to an engine in TLS if the configuration requires it.
@@ -108,7 +109,7 @@ pub struct Shard<N: Net> {
     pub(super) push_book: RefCell<PushBook>,
     pub(super) access: RefCell<Option<AccessRing>>,
     pub(super) tracer: Option<Rc<Tracer>>,
-    on_incident: Box<dyn Fn(Incident)>,
+    on_incident: Rc<dyn Fn(Incident) -> bool>,
     /// Whether a speculative prefill is running.
     pub(super) is_warming_up: Cell<bool>,
     /// The client connections that wait for a request.
@@ -160,6 +161,7 @@ impl<N: Net> Shard<N> {
                     }
                     Role::Encode | Role::Bootstrap => {}
                 }),
+                on_incident: Rc::clone(&deps.on_incident),
                 is_own: is_own(own, deps.is_own_listener, deps.is_same_listener),
             },
         );
@@ -263,6 +265,12 @@ impl<N: Net> Shard<N> {
     /// Queues an incident for the log. The caller counts it in the metrics.
     pub(super) fn report(&self, incident: Incident) {
         (self.on_incident)(incident);
+    }
+
+    /// Counts and reports KV cache that remains with a prefiller until its lease expires.
+    pub(super) fn left_to_lease(&self, prefiller: &Target) {
+        self.metrics.stranded(Stranded::LeftToLease);
+        self.report(Incident::LeftToLease(prefiller.clone()));
     }
 
     pub(super) fn count_fault(&self, fault: Fault) {

@@ -9,6 +9,7 @@ use super::attempts::{Attempts, Limits, Next};
 use super::connection::{CleanEnd, Connection};
 use super::engine::Engine;
 use super::error::CallError;
+use super::pool::SlotId;
 use super::request::SplicedRequest;
 use super::response::Response;
 use super::scope::{Scope, Stage};
@@ -45,6 +46,7 @@ impl<'a> Call<'a> {
 
     const fn kind(&self) -> CallKind {
         CallKind {
+            slot: self.engine.slot,
             role: self.leg.role,
             is_counted: self.is_counted,
         }
@@ -54,6 +56,7 @@ impl<'a> Call<'a> {
 /// The properties of a call that its metrics depend on.
 #[derive(Clone, Copy, Debug)]
 struct CallKind {
+    slot: SlotId,
     role: Role,
     is_counted: bool,
 }
@@ -132,6 +135,7 @@ impl<N: Net> Upstreams<N> {
             Err(error) => Err(*error),
         };
         self.record(scope, call.kind(), started, status);
+        self.report_end(call.engine.slot, status);
         ended.map(|(_, end)| end)
     }
 
@@ -226,6 +230,9 @@ impl<N: Net> Upstreams<N> {
         let received = self.receive_response(scope, upstream, response, deadline);
         let ended = received.await;
         self.count(Role::Decode, started);
+        if ended.is_ok() {
+            self.report_status(upstream.slot(), response.head.status);
+        }
         ended
     }
 
@@ -305,12 +312,19 @@ impl<N: Net> Upstreams<N> {
     fn record<S: Scope<N>>(
         &self,
         scope: &S,
-        CallKind { role, is_counted }: CallKind,
+        CallKind {
+            slot,
+            role,
+            is_counted,
+        }: CallKind,
         started: Instant,
         ended: Result<u16, CallError>,
     ) {
         if is_counted {
             self.count(role, started);
+        }
+        if let Ok(status) = ended {
+            self.report_status(slot, status);
         }
         scope.record_leg(role, ended.map_err(|error| error.label(role)));
     }

@@ -36,6 +36,11 @@ impl<N: Net> Connection<N> {
         &self.conn
     }
 
+    /// Returns the endpoint of the engine.
+    pub(crate) const fn slot(&self) -> SlotId {
+        self.slot
+    }
+
     /// Returns whether the connection was taken from the pool.
     pub(super) const fn is_reused(&self) -> bool {
         self.reused
@@ -138,6 +143,9 @@ impl<N: Net> Upstreams<N> {
         let connected = self.connect_new(scope, engine, deadline).await;
         if reuse == Reuse::Never || connected.as_ref().is_err_and(|error| error.is_refused()) {
             (self.on_engine_lost)(engine.role, engine.target);
+        }
+        if let Err(error) = &connected {
+            self.report_unconnected(engine.slot, *error);
         }
         let conn = connected?;
         scope.phase().set(before);

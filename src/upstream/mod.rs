@@ -19,6 +19,7 @@ mod request;
 mod response;
 mod scope;
 mod task;
+mod trouble;
 mod upstreams;
 mod wait;
 

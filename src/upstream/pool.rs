@@ -18,6 +18,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use crate::fault::{self, Incident, Trouble};
 use crate::fleet::{Address, Target};
 use crate::limits::{ENDPOINT_SAMPLE, ENDPOINTS_MAX};
 use crate::net::{Conn, Instant, Net, Timer, is_turn_over};
@@ -30,6 +31,9 @@ pub(crate) struct SlotId {
     slot: usize,
     generation: u32,
 }
+
+/// Callback that queues an incident for the log. Returns `false` if the queue is full.
+pub(crate) type OnIncident = Rc<dyn Fn(Incident) -> bool>;
 
 /// Callback that updates the metric of idle connections. It receives a role and the change in this
 /// shard's number of idle connections to engines of that role.
@@ -46,6 +50,10 @@ struct Endpoint<C> {
     addresses: Rc<[Address]>,
     addresses_at: Instant,
     is_self: SelfCheck,
+    /// Number of failed legs of each kind that have not been reported yet.
+    failed: [u64; Trouble::KINDS],
+    /// Whether a leg has failed since one was served.
+    is_troubled: bool,
 }
 
 /// Whether an endpoint is this proxy itself.
@@ -170,6 +178,8 @@ impl<N: Net> Pools<N> {
             addresses,
             addresses_at: now,
             is_self: SelfCheck::Due,
+            failed: [0; Trouble::KINDS],
+            is_troubled: false,
         };
         let (slot, replaced) = table.put(endpoint);
         table.by_target[role.index()].insert(target.clone(), slot);
@@ -219,6 +229,39 @@ impl<N: Net> Pools<N> {
                 endpoint.is_self = SelfCheck::Due;
             }
             endpoint.addresses_at = now;
+        }
+    }
+
+    /// Reports a failed leg of an endpoint. What the queue has no room for is included in the next
+    /// report.
+    pub(super) fn report(&self, id: SlotId, trouble: Trouble, on_incident: &OnIncident) {
+        let mut table = self.table.borrow_mut();
+        let rank = (id.slot < table.pinned).then_some(id.slot);
+        let Some(endpoint) = table.get_mut(id) else {
+            return;
+        };
+        endpoint.is_troubled = true;
+        let legs = &mut endpoint.failed[trouble.index()];
+        *legs += 1;
+        let incident = Incident::Failed {
+            engine: endpoint_name(endpoint.role, &endpoint.target, rank),
+            trouble,
+            legs: *legs,
+        };
+        if on_incident(incident) {
+            endpoint.failed[trouble.index()] = 0;
+        }
+    }
+
+    /// Reports that an endpoint has served a leg, if one has failed before.
+    pub(super) fn report_well(&self, id: SlotId, on_incident: &OnIncident) {
+        let mut table = self.table.borrow_mut();
+        let rank = (id.slot < table.pinned).then_some(id.slot);
+        if let Some(endpoint) = table.get_mut(id)
+            && endpoint.is_troubled
+        {
+            let engine = endpoint_name(endpoint.role, &endpoint.target, rank);
+            endpoint.is_troubled = !on_incident(Incident::Recovered(engine));
         }
     }
 
@@ -343,6 +386,14 @@ impl<N: Net> Pools<N> {
         self.timer.set(now, next);
         // Registers the keeper task with the new deadline.
         let _ = self.timer.poll(cx);
+    }
+}
+
+fn endpoint_name(role: Role, target: &Target, rank: Option<usize>) -> fault::Engine {
+    fault::Engine {
+        role,
+        target: target.clone(),
+        rank,
     }
 }
 

@@ -8,7 +8,7 @@ use super::addresses::{Addresses, Resolved, Resolver};
 use super::buffers::Buffers;
 use super::engine::Engine;
 use super::error::CallError;
-use super::pool::Pools;
+use super::pool::{OnIncident, Pools};
 use super::scope::Scope;
 use super::wait::Deadline;
 use crate::budget::Budget;
@@ -42,6 +42,7 @@ pub(crate) struct UpstreamDeps<N: Net> {
     pub(crate) secure: SecureUpstream<N::Conn>,
     pub(crate) on_socket_failed: OnSocketFailed,
     pub(crate) on_engine_lost: OnEngineLost,
+    pub(crate) on_incident: OnIncident,
     /// Returns whether an address is that of a listener of this process or of a local decoder;
     /// `None` if that is not known yet.
     pub(crate) is_own: IsOwn,
@@ -59,6 +60,7 @@ pub(crate) struct Upstreams<N: Net> {
     pub(super) secure: SecureUpstream<N::Conn>,
     pub(super) on_socket_failed: OnSocketFailed,
     pub(super) on_engine_lost: OnEngineLost,
+    pub(super) on_incident: OnIncident,
     is_own: IsOwn,
     /// Number of legs that run as separate tasks.
     tasks: Cell<usize>,
@@ -82,6 +84,7 @@ impl<N: Net> Upstreams<N> {
             secure: deps.secure,
             on_socket_failed: deps.on_socket_failed,
             on_engine_lost: deps.on_engine_lost,
+            on_incident: deps.on_incident,
             is_own: deps.is_own,
             tasks: Cell::new(0),
         })

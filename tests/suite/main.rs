@@ -32,6 +32,7 @@ mod handoff;
 mod harness;
 mod harness_more;
 mod headers;
+mod incidents;
 #[cfg(feature = "k8s")]
 mod kube;
 mod kv;

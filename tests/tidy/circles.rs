@@ -29,6 +29,7 @@ const LAYERS: [(&str, &[&[&str]]); 3] = [
             ],
             &["upstreams"],
             &["dial", "connection", "response", "request"],
+            &["trouble"],
             &["call", "task"],
         ],
     ),

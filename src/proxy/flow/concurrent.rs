@@ -224,7 +224,10 @@ async fn decode_leg<N: Net>(
             let ended = upstream.ended(Err(error), exchange.shard.net.now());
             return match attempts.next(&ended) {
                 Next::Replay => Ok(Decoded::WasClosed),
-                _ => Err(error.fault(Role::Decode)),
+                _ => {
+                    upstream.report_failed(&exchange.shard.upstreams, error);
+                    Err(error.fault(Role::Decode))
+                }
             };
         }
     };

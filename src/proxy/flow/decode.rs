@@ -14,12 +14,12 @@ use super::split::Split;
 use super::{bootstrap, detach, release};
 use crate::budget::Kept;
 use crate::config::{OnDecodeKvError, OnMissingKv};
-use crate::fault::{Cause, Fault};
+use crate::fault::{Cause, Fault, Trouble};
 use crate::h1::{self, Method};
 use crate::json::Splices;
 use crate::json::transform::ResponseEdit;
 use crate::limits::KEPT_STEP_BYTES;
-use crate::metrics::{Phase, Stranded};
+use crate::metrics::Phase;
 use crate::net::{Conn, Net};
 use crate::pd::connector::Bootstrap;
 use crate::pd::{Collected, Freshness, Leg, OnDisconnect, Outcome, Peer, Reason, Role, Take};
@@ -132,6 +132,7 @@ pub(super) async fn decode_local<N: Net>(
                     ..upstream.ended(Err(error), exchange.shard.net.now())
                 };
                 if attempts.next(&ended) != Next::Replay {
+                    upstream.report_failed(&exchange.shard.upstreams, error);
                     return Err(error.fault(Role::Decode));
                 }
                 exchange.shard.metrics.replay();
@@ -213,6 +214,7 @@ pub(super) async fn decode<N: Net>(
                 return Ok(pending);
             }
             (Next::Other | Next::After(_) | Next::Stop, Err(error)) => {
+                upstream.report_failed(&exchange.shard.upstreams, error);
                 return Err(error.fault(Role::Decode));
             }
         }
@@ -308,7 +310,7 @@ fn decode_leg<N: Net>(
                     if reason == Reason::StaleKv {
                         // Its lease may have expired and its blocks may hold another request's
                         // KV cache by now, so it must not be released explicitly.
-                        exchange.shard.metrics.stranded(Stranded::LeftToLease);
+                        exchange.shard.left_to_lease(&peer.target);
                     }
                     if !repeated {
                         decode_without_handoff(exchange, reason)?;
@@ -420,14 +422,22 @@ pub(super) async fn read_whole<N: Net>(
         mut response,
         ..
     } = pending;
+    let upstreams = &exchange.shard.upstreams;
+    let slot = upstream.slot();
     let framing = h1::response_framing(Method::Post, &response.head, &response.bytes);
-    response.framing = framing.map_err(|_| Fault::leg(Role::Decode, Cause::BadResponse))?;
+    response.framing = framing.map_err(|_| {
+        upstreams.report(slot, Trouble::BadResponse);
+        Fault::leg(Role::Decode, Cause::BadResponse)
+    })?;
     if response.is_coded() {
+        upstreams.report(slot, Trouble::BadResponse);
         return Err(Fault::leg(Role::Decode, Cause::Unusable));
     }
-    let upstreams = &exchange.shard.upstreams;
+    let status = response.head.status;
     let read = upstreams.read_response(exchange, upstream, response, Take::Whole, Deadline::NONE);
-    let taken = read.await.map_err(|fault| match fault {
+    let read = read.await;
+    upstreams.report_end(slot, read.as_ref().map(|_| status).map_err(|error| *error));
+    let taken = read.map_err(|fault| match fault {
         CallError::Failed(Cause::BadResponse) => Fault::leg(Role::Decode, Cause::Unusable),
         other => other.fault(Role::Decode),
     })?;

@@ -9,7 +9,6 @@ use super::release;
 use super::split::Split;
 use crate::fault::Fault;
 use crate::limits::{DETACHED_FIRST_BYTE_SECS_MAX, DETACHED_LEG_SECS_MAX};
-use crate::metrics::Stranded;
 use crate::net::{Conn, Net};
 use crate::pd::{Freshness, OnDisconnect, Peer};
 use crate::proxy::exchange::Exchange;
@@ -56,7 +55,7 @@ pub(super) fn prefill_leg<N: Net>(
 ) {
     let shard = Rc::clone(exchange.shard);
     let release = release::prepare(exchange, split, peer, &[]);
-    let connector = split.connector();
+    let (connector, prefiller) = (split.connector(), peer.target.clone());
     // The leg is one of the tasks for which a drain waits, so this one is, too.
     let counted = shard.upstreams.count_task();
     exchange.shard.net.spawn(async move {
@@ -76,7 +75,7 @@ pub(super) fn prefill_leg<N: Net>(
         match release {
             _ if !is_kept => {}
             Some(release) => release.send(&shard),
-            None => shard.metrics.stranded(Stranded::LeftToLease),
+            None => shard.left_to_lease(&prefiller),
         }
     });
 }

@@ -10,7 +10,7 @@ use crate::fault::{Cause, Fault};
 use crate::fleet::Target;
 use crate::json::transform::{PromptUsage, ResponseEdit};
 use crate::limits::KEPT_BYTES_MIN;
-use crate::metrics::{Phase, Stranded};
+use crate::metrics::Phase;
 use crate::net::{Instant, Net};
 use crate::pd::connector::Bootstrap;
 use crate::pd::{
@@ -142,7 +142,7 @@ pub(super) async fn prefill<N: Net>(
             Err(CallError::Other(Fault::BudgetSpent)) => {
                 // Its handoff has been dropped, unless it was the list of engines.
                 if split.connector().rules().bootstrap != Bootstrap::Queried {
-                    shard.metrics.stranded(Stranded::LeftToLease);
+                    shard.left_to_lease(target);
                 }
                 return Err(Fault::BudgetSpent);
             }

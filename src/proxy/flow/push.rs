@@ -141,12 +141,8 @@ async fn push<N: Net>(
     } = begun;
     let mut confirmed = None;
     let sent = decode::decode_once(exchange, &decoder, split, &decode_leg, Deadline::NONE);
-    let sent = unless_other(
-        sent,
-        &task,
-        |ended| check(split, identity, ended),
-        &mut confirmed,
-    );
+    let ended = |ended| check(split, identity, ended);
+    let sent = unless_other(sent, &task, ended, &mut confirmed);
     let response = match sent.await {
         Ok(Ok(response)) => response,
         Ok(Err(CallError::Disconnected)) => {
@@ -158,6 +154,7 @@ async fn push<N: Net>(
             if Attempts::new(Limits::ONE).next(&ended) != Next::Replay {
                 distrust(exchange, target);
                 task.on_drop(OnDisconnect::Cancel);
+                decoder.report_failed(&exchange.shard.upstreams, error);
                 return Err(error.fault(Role::Decode));
             }
             // The decoder has registered nothing. Its leg is sent again with the handoff.

@@ -49,7 +49,7 @@ pub(super) fn count_stranded<N: Net>(
 ) {
     match prepare(exchange, split, peer, handoff) {
         Some(release) => release.send(exchange.shard),
-        None => exchange.shard.metrics.stranded(Stranded::LeftToLease),
+        None => exchange.shard.left_to_lease(&peer.target),
     }
 }
 

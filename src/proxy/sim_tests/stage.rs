@@ -217,7 +217,7 @@ impl Stage {
             resolver: Box::new(|_, _| false),
             on_decoder_lost: Box::new(|| {}),
             on_socket_failed: Box::new(|_, _| ()),
-            on_incident: Box::new(|_| ()),
+            on_incident: Rc::new(|_| true),
             access: None,
             secure: Box::new(|conn, _, _| conn),
             traces: None,
