@@ -362,6 +362,8 @@ pub const POOL_WATCH_SECS_MIN: u64 = 1;
 pub const POOL_RETRY_MS_MIN: u64 = 500;
 /// Longest pause before the Kubernetes API is queried again, in milliseconds.
 pub const POOL_RETRY_MS_MAX: u64 = 30_000;
+/// Milliseconds after a signal to end within which another one counts as its repetition.
+pub const SAME_SIGNAL_MS_MAX: u64 = 1000;
 /// Milliseconds without an event in a watched directory before its files are read again. Several
 /// files that belong together are usually written one after the other.
 pub const WATCH_SETTLE_MS: u64 = 250;

@@ -3,18 +3,23 @@
 //! thread writes it.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
-use std::io::{IsTerminal, Write, stderr};
+use std::io::{IsTerminal, stderr};
 use std::sync::OnceLock;
 
 use tracing::level_filters::LevelFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{fmt, reload};
 
 use super::Exit;
 use super::log_file::RotatedFile;
-use super::log_queue::{LogQueue, LogQueues};
+use super::log_queue::{LogQueue, LogQueues, Output};
 use crate::config::{LogConfig, LogFormat, LogLevel};
 
 /// The control log of this process.
 static LOG: OnceLock<LogQueues> = OnceLock::new();
+/// Sets the least severe level of the messages.
+static SET_LEVEL: OnceLock<Box<dyn Fn(LevelFilter) + Send + Sync>> = OnceLock::new();
 
 /// Returns the queues of the control log, or `None` before [`init_log`].
 #[must_use]
@@ -22,12 +27,29 @@ pub fn log_queues() -> Option<&'static LogQueues> {
     LOG.get()
 }
 
+/// Sets the least severe level of the messages in the control log.
+pub fn set_log_level(level: LogLevel) {
+    if let Some(set) = SET_LEVEL.get() {
+        set(filter(level));
+    }
+}
+
+const fn filter(level: LogLevel) -> LevelFilter {
+    match level {
+        LogLevel::Error => LevelFilter::ERROR,
+        LogLevel::Warn => LevelFilter::WARN,
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Debug => LevelFilter::DEBUG,
+        LogLevel::Trace => LevelFilter::TRACE,
+    }
+}
+
 /// Starts the control log of this process. Further calls have no effect.
 ///
 /// # Errors
 /// The log file cannot be opened, or the thread that writes the log cannot be started.
 pub fn init_log(config: &LogConfig) -> Result<(), Exit> {
-    let mut outputs: Vec<Box<dyn Write + Send>> = vec![Box::new(stderr())];
+    let mut outputs: Vec<Box<dyn Output>> = vec![Box::new(stderr())];
     if let Some(file) = &config.file {
         let opened = RotatedFile::open(file).map_err(|error| {
             let path = file.path.display();
@@ -58,24 +80,23 @@ pub fn init_log(config: &LogConfig) -> Result<(), Exit> {
             _ => tracing::error!("{panic}"),
         }
     }));
-    let level = match config.level {
-        LogLevel::Error => LevelFilter::ERROR,
-        LogLevel::Warn => LevelFilter::WARN,
-        LogLevel::Info => LevelFilter::INFO,
-        LogLevel::Debug => LevelFilter::DEBUG,
-        LogLevel::Trace => LevelFilter::TRACE,
-    };
     // https://no-color.org
     let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    let builder = tracing_subscriber::fmt()
-        .with_max_level(level)
+    let lines = fmt::layer()
         .with_ansi(!plain && config.file.is_none() && stderr().is_terminal())
         .with_writer(writer);
+    let (filter, handle) = reload::Layer::new(filter(config.level));
+    let registry = tracing_subscriber::registry().with(filter);
     // The only possible error is that a log has already been started.
     let _ = match config.format {
-        LogFormat::Text => builder.try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+        LogFormat::Text => registry.with(lines).try_init(),
+        LogFormat::Json => {
+            let lines = lines.json().flatten_event(true);
+            registry.with(lines).try_init()
+        }
     };
+    // Fails only once the log has ended.
+    let _ = SET_LEVEL.set(Box::new(move |level| drop(handle.reload(level))));
     Ok(())
 }
 

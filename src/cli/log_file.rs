@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write, stderr};
 use std::path::{Path, PathBuf};
 
+use super::log_queue::Output;
 use crate::config::LogFile;
 
 /// Renamed files that are kept.
@@ -67,6 +68,13 @@ impl RotatedFile {
         let mut name = self.path.clone().into_os_string();
         name.push(format!(".{number}"));
         PathBuf::from(name)
+    }
+}
+
+impl Output for RotatedFile {
+    /// Another program may have renamed the file.
+    fn reopen(&mut self) {
+        self.file = None;
     }
 }
 

@@ -4,7 +4,7 @@
 //! that hangs. Neither may stop a shard, the control plane or the other output, so each output has
 //! a queue and a thread, and a line that does not fit into the queue is counted and lost.
 
-use std::io::{self, Write};
+use std::io::{self, Stderr, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -12,6 +12,14 @@ use std::time::Duration;
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::limits::LOG_QUEUE_BYTES_MAX;
+
+/// An output of the log.
+pub(super) trait Output: Write + Send {
+    /// Opens the file again, if the output is one.
+    fn reopen(&mut self) {}
+}
+
+impl Output for Stderr {}
 
 /// A queue of log lines. Clones share it.
 #[derive(Clone, Debug)]
@@ -35,6 +43,8 @@ struct Queued {
     count: u64,
     /// Lines that the thread is writing.
     writing: u64,
+    /// Whether the output is to be opened again.
+    reopens: bool,
     /// Lines lost since the start, and those of them that the log does not mention yet.
     lost: u64,
     lost_unmentioned: u64,
@@ -53,7 +63,7 @@ impl LogQueue {
     /// # Errors
     /// The thread cannot be started.
     pub(super) fn start(
-        output: Box<dyn Write + Send>,
+        output: Box<dyn Output>,
         mention_lost: fn(u64) -> String,
     ) -> io::Result<Self> {
         let shared = Arc::new(Shared::default());
@@ -99,20 +109,21 @@ impl LogQueue {
 }
 
 /// Writes queued lines as long as the process runs, each with one call.
-fn write_lines(
-    shared: &Shared,
-    mut output: Box<dyn Write + Send>,
-    mention_lost: fn(u64) -> String,
-) {
+fn write_lines(shared: &Shared, mut output: Box<dyn Output>, mention_lost: fn(u64) -> String) {
     let mut lines = Vec::new();
     loop {
         let queued = shared.lock();
-        let waited = shared.filled.wait_while(queued, |queued| queued.count == 0);
+        let is_idle = |queued: &mut Queued| queued.count == 0 && !queued.reopens;
+        let waited = shared.filled.wait_while(queued, is_idle);
         let mut queued = waited.unwrap_or_else(PoisonError::into_inner);
+        let reopens = std::mem::take(&mut queued.reopens);
         std::mem::swap(&mut lines, &mut queued.lines);
         queued.writing = std::mem::take(&mut queued.count);
         let lost = std::mem::take(&mut queued.lost_unmentioned);
         drop(queued);
+        if reopens {
+            output.reopen();
+        }
         if lost > 0 {
             lines.extend_from_slice(mention_lost(lost).as_bytes());
         }
@@ -138,6 +149,14 @@ impl LogQueues {
     #[must_use]
     pub fn lost(&self) -> u64 {
         self.0.iter().map(LogQueue::lost).sum()
+    }
+
+    /// Opens the log file again, if there is one: before the next line is written.
+    pub fn reopen(&self) {
+        for queue in &self.0 {
+            queue.shared.lock().reopens = true;
+            queue.shared.filled.notify_one();
+        }
     }
 
     /// Waits until everything that is queued has been written, at most for `wait` per output.
@@ -183,6 +202,8 @@ mod tests {
         permits: mpsc::Receiver<()>,
         written: Arc<Mutex<Vec<u8>>>,
     }
+
+    impl Output for Gated {}
 
     impl Write for Gated {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {

@@ -20,7 +20,7 @@ use crate::config::personality::SIDECAR;
 use crate::config::{self, Config, Personality};
 
 pub use exit::Exit;
-pub use log::{init_log, log_queues};
+pub use log::{init_log, log_queues, set_log_level};
 pub use log_queue::LogQueues;
 
 /// The command to run.

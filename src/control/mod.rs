@@ -20,6 +20,7 @@ mod metrics_port;
 mod otlp;
 mod page_listener;
 mod publish;
+mod reload;
 mod resolver_threads;
 mod shards;
 mod signals;

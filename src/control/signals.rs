@@ -1,4 +1,7 @@
-//! SIGTERM and SIGINT, received on a separate thread.
+//! Signals, received on a separate thread.
+//!
+//! SIGTERM and SIGINT end the process, SIGHUP reloads what files hold. SIGUSR1 and SIGUSR2, which
+//! end a process by default and which supervisors and `logrotate` scripts send, have no effect.
 //!
 //! Another thread ends the process when a drain has exceeded its deadline, regardless of what the
 //! control plane waits for.
@@ -14,9 +17,18 @@ use tokio::sync::mpsc;
 use crate::cli;
 use crate::limits::{END_MS_MAX, LOG_FLUSH_MS_MAX};
 
-/// Receives the signals that end the process.
+/// A signal with an effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Signal {
+    /// The process drains and ends.
+    End,
+    /// Files are read again, and logs opened again.
+    Reload,
+}
+
+/// Receives the signals of the process.
 pub(super) struct Signals {
-    received: mpsc::UnboundedReceiver<()>,
+    received: mpsc::UnboundedReceiver<Signal>,
     /// Sets the time at which the process is ended.
     end_at: Sender<Instant>,
 }
@@ -40,10 +52,11 @@ impl Signals {
     }
 
     /// Waits for the next signal.
-    pub(super) async fn next(&mut self) {
-        if self.received.recv().await.is_none() {
+    pub(super) async fn next(&mut self) -> Signal {
+        match self.received.recv().await {
+            Some(signal) => signal,
             // The thread never ends.
-            std::future::pending().await
+            None => std::future::pending().await,
         }
     }
 
@@ -55,7 +68,7 @@ impl Signals {
     }
 }
 
-fn receive(report: &mpsc::UnboundedSender<()>, ready: &Sender<io::Result<()>>) {
+fn receive(report: &mpsc::UnboundedSender<Signal>, ready: &Sender<io::Result<()>>) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .build();
@@ -63,13 +76,19 @@ fn receive(report: &mpsc::UnboundedSender<()>, ready: &Sender<io::Result<()>>) {
         runtime.block_on(async {
             let mut term = signal(SignalKind::terminate())?;
             let mut int = signal(SignalKind::interrupt())?;
+            let mut hup = signal(SignalKind::hangup())?;
+            let mut usr1 = signal(SignalKind::user_defined1())?;
+            let mut usr2 = signal(SignalKind::user_defined2())?;
             let _ = ready.send(Ok(()));
             loop {
-                tokio::select! {
-                    _ = term.recv() => {}
-                    _ = int.recv() => {}
-                }
-                if report.send(()).is_err() {
+                let received = tokio::select! {
+                    _ = term.recv() => Signal::End,
+                    _ = int.recv() => Signal::End,
+                    _ = hup.recv() => Signal::Reload,
+                    _ = usr1.recv() => continue,
+                    _ = usr2.recv() => continue,
+                };
+                if report.send(received).is_err() {
                     return Ok(());
                 }
             }

@@ -18,6 +18,7 @@ use super::memory;
 use super::metrics_port::MetricsPort;
 use super::page_listener::PageListener;
 use super::publish::{Changes, Publisher};
+use super::reload::Reload;
 use super::resolver_threads::{Resolver, resolve_all};
 use super::shards::{self, LogSinks, ShardPart, ShardSpawn, Shared};
 use super::signals::Signals;
@@ -37,7 +38,8 @@ use crate::limits::{
 };
 use crate::metrics::access_log::{self, AccessRing};
 use crate::metrics::{
-    BudgetShown, DnsCounters, LogLinesLost, Registry, Reloads, ReloadsShown, ShardMetrics,
+    BudgetShown, DnsCounters, LogLinesLost, Registry, ReloadResult, ReloadResultShown, Reloads,
+    ReloadsShown, ShardMetrics,
 };
 use crate::net::probe::{Driver, probe_ring};
 use crate::proxy::places::Places;
@@ -118,10 +120,7 @@ pub async fn start(config: Config) -> Result<Running, Exit> {
     let shard_metrics = metrics.clone();
     tracing.show(&mut registry, metrics);
     keep_certificate(renewal, &mut registry);
-    registry.add(BudgetShown(Arc::clone(&shared.budget)));
-    registry.add(LogLinesLost(|| {
-        cli::log_queues().map_or(0, LogQueues::lost)
-    }));
+    let reloaded = add_process_metrics(&shared, &mut registry);
     let metrics = Arc::new(registry);
     if let Some((port, renewal)) = metrics_port {
         let text = metrics_text(&shared.config, &metrics, &shard_metrics);
@@ -144,7 +143,20 @@ pub async fn start(config: Config) -> Result<Running, Exit> {
         traces: tracing.exporter,
         metrics,
         shard_metrics,
+        reload: Reload::new(&shared.config, reloaded),
+        started: tokio::time::Instant::now(),
     })
+}
+
+/// Registers the metrics of the whole process. Returns that of reloads.
+fn add_process_metrics(shared: &Shared, registry: &mut Registry) -> Arc<ReloadResult> {
+    let reloaded = Arc::new(ReloadResult::default());
+    registry.add(ReloadResultShown(Arc::clone(&reloaded)));
+    registry.add(BudgetShown(Arc::clone(&shared.budget)));
+    registry.add(LogLinesLost(|| {
+        cli::log_queues().map_or(0, LogQueues::lost)
+    }));
+    reloaded
 }
 
 /// Checks that the ports for clients are free, and binds that of the admin server.

@@ -9,13 +9,15 @@ use tokio::time::{Instant, timeout_at};
 
 use super::inbox::{Inbox, Message};
 use super::publish::Changes;
-use super::signals::Signals;
+use super::reload::Reload;
+use super::signals::{Signal, Signals};
 use super::traces::Exporter;
-use crate::cli::Exit;
+use super::watch;
+use crate::cli::{self, Exit};
 use crate::config::DrainConfig;
 use crate::fault::Fault;
 use crate::fleet::{Change, Service};
-use crate::limits::{CUT_MS_MAX, LOG_FLUSH_MS_MAX};
+use crate::limits::{CUT_MS_MAX, LOG_FLUSH_MS_MAX, SAME_SIGNAL_MS_MAX};
 use crate::metrics::access_log::AccessWriter;
 use crate::metrics::{Registry, ShardMetrics};
 
@@ -29,6 +31,8 @@ pub struct Running {
     pub(super) traces: Option<Exporter>,
     pub(super) metrics: Arc<Registry>,
     pub(super) shard_metrics: Vec<Arc<ShardMetrics>>,
+    pub(super) reload: Reload,
+    pub(super) started: Instant,
 }
 
 impl std::fmt::Debug for Running {
@@ -46,13 +50,19 @@ impl Running {
         self.metrics.render()
     }
 
-    /// Serves until the first signal, then drains. A second signal ends the drain immediately.
+    /// Serves until the first signal to end, then drains. A second one ends the drain immediately.
     /// Fails if a shard ends before the first signal.
     pub(super) async fn until_signal(mut self, mut signals: Signals) -> Result<(), Exit> {
-        tokio::select! {
-            () = signals.next() => {}
-            ended = self.ended.recv() => return Err(shard_ended(ended)),
+        loop {
+            tokio::select! {
+                signal = signals.next() => match signal {
+                    Signal::End => break,
+                    Signal::Reload => self.reload(),
+                },
+                ended = self.ended.recv() => return Err(shard_ended(ended)),
+            }
         }
+        let first = Instant::now();
         let DrainConfig { timeout, settle } = self.drain;
         tracing::info!("draining");
         let end = timeout.map(|timeout| Instant::now() + settle + timeout);
@@ -61,7 +71,7 @@ impl Running {
         }
         let is_cut = tokio::select! {
             is_cut = self.drain(settle, timeout) => is_cut,
-            () = signals.next() => {
+            () = second_end(&mut signals, first) => {
                 tracing::warn!("second signal received: exiting without waiting for open requests");
                 true
             }
@@ -92,7 +102,29 @@ impl Running {
                 None => traces.finish().await,
             }
         }
+        self.log_end(is_cut);
         Ok(())
+    }
+
+    /// Reads what files hold again, and opens the logs again.
+    fn reload(&mut self) {
+        if let Some(log) = cli::log_queues() {
+            log.reopen();
+        }
+        if let Some(access) = &self.access {
+            access.reopen();
+        }
+        watch::read_again();
+        self.reload.run();
+    }
+
+    /// Logs what the process has served.
+    fn log_end(&self, is_cut: bool) {
+        let requests = self.sum(ShardMetrics::requests);
+        let failed = self.sum(ShardMetrics::requests_failed);
+        let uptime_s = self.started.elapsed().as_secs();
+        let how = if is_cut { "cut" } else { "drained" };
+        tracing::info!(requests, failed, uptime_s, "ended: {how}");
     }
 
     fn sum(&self, count: impl Fn(&ShardMetrics) -> u64) -> u64 {
@@ -133,6 +165,17 @@ impl Running {
                 false
             }
             Some(timeout) => tokio::time::timeout(timeout, all).await.is_err(),
+        }
+    }
+}
+
+/// Waits for a signal to end that is not a repetition of the first one: some supervisors send both
+/// SIGINT and SIGTERM, or to each process and to its group.
+async fn second_end(signals: &mut Signals, first: Instant) {
+    loop {
+        let signal = signals.next().await;
+        if signal == Signal::End && first.elapsed() >= Duration::from_millis(SAME_SIGNAL_MS_MAX) {
+            return;
         }
     }
 }

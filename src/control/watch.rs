@@ -10,6 +10,7 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use rustix::fd::OwnedFd;
@@ -17,11 +18,20 @@ use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
 use rustix::io::Errno;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::limits::{
     WATCH_POLL_SECS, WATCH_READ_BYTES, WATCH_RETRY_SECS, WATCH_SETTLE_MS, WATCH_SETTLE_MS_MAX,
 };
+
+/// The number of times that all files were asked to be read again.
+static ASKED: LazyLock<watch::Sender<u64>> = LazyLock::new(|| watch::Sender::new(0));
+
+/// Makes every [`DirWatch`] notify, as if something in its directory had changed.
+pub(super) fn read_again() {
+    ASKED.send_modify(|asked| *asked += 1);
+}
 
 /// A watched directory. Watching starts in `new`, so no change after it is missed: read the files
 /// afterwards.
@@ -29,6 +39,7 @@ use crate::limits::{
 pub(super) struct DirWatch {
     directory: PathBuf,
     events: Option<Events>,
+    asked: watch::Receiver<u64>,
 }
 
 /// An inotify instance with one watch.
@@ -44,6 +55,7 @@ impl DirWatch {
         let mut watch = Self {
             directory: directory.to_owned(),
             events: None,
+            asked: ASKED.subscribe(),
         };
         if let Err(error) = watch_directory(directory).and_then(|fd| watch.follow(fd)) {
             let directory = watch.directory.display();
@@ -63,18 +75,22 @@ impl DirWatch {
     }
 
     /// Waits for an event in the directory, and then until it has been quiet for
-    /// [`WATCH_SETTLE_MS`], at most until [`WATCH_SETTLE_MS_MAX`] after the first event. Without an
-    /// event, returns after [`WATCH_POLL_SECS`], or after [`WATCH_RETRY_SECS`] if the directory is
-    /// not being watched.
+    /// [`WATCH_SETTLE_MS`], at most until [`WATCH_SETTLE_MS_MAX`] after the first event. Returns
+    /// immediately after [`read_again`]. Without an event, returns after [`WATCH_POLL_SECS`], or
+    /// after [`WATCH_RETRY_SECS`] if the directory is not being watched.
     pub(super) async fn changed(&mut self) {
         let look_secs = match self.events {
             Some(_) => WATCH_POLL_SECS,
             None => WATCH_RETRY_SECS,
         };
+        let mut asked = self.asked.clone();
         tokio::select! {
             () = self.event() => self.settle().await,
+            // The sender is never dropped.
+            _ = asked.changed() => {}
             () = sleep(Duration::from_secs(look_secs)) => {}
         }
+        self.asked.mark_unchanged();
         if self.events.is_none() {
             // Start watching before the caller reads, so that no change in between is missed. The
             // directory may be on a mount that hangs.

@@ -8,6 +8,7 @@ mod allowlist;
 mod budget;
 mod cell;
 mod certificate;
+mod config_reload;
 mod dns;
 mod labels;
 mod log_lines;
@@ -22,6 +23,7 @@ pub use access_log::{EndedAt, EndedBy, Inline, Record};
 pub use allowlist::AllowlistMetrics;
 pub use budget::BudgetShown;
 pub use certificate::{Reloads, ReloadsShown};
+pub use config_reload::{ReloadResult, ReloadResultShown};
 pub use dns::DnsCounters;
 pub use labels::{
     AllowSource, CodeClass, Direction, Disagg, Named, Phase, Push, Route, RoutingDoubt, Stranded,

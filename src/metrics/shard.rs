@@ -213,6 +213,21 @@ impl ShardMetrics {
         self.duration[route.index()].record(micros);
     }
 
+    /// Returns the number of finished requests.
+    #[must_use]
+    pub fn requests(&self) -> u64 {
+        self.done.iter().flatten().map(Counter::get).sum()
+    }
+
+    /// Returns the number of finished requests with a 5xx status or without a complete response.
+    #[must_use]
+    pub fn requests_failed(&self) -> u64 {
+        let failed = |codes: &[Counter; CodeClass::ALL.len()]| {
+            codes[CodeClass::C5xx.index()].get() + codes[CodeClass::Aborted.index()].get()
+        };
+        self.done.iter().map(failed).sum()
+    }
+
     /// Records the microseconds from the first byte of a request until the first body byte of its
     /// response was sent to the client.
     pub fn ttft(&self, route: Route, micros: u64) {

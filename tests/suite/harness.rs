@@ -335,6 +335,11 @@ impl Sidecar {
         rustix::process::kill_process(self.pid(), rustix::process::Signal::TERM).unwrap();
     }
 
+    /// Returns the exit status, if the process has exited.
+    pub(crate) fn try_exit(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
+    }
+
     /// Waits until the process has exited.
     #[track_caller]
     pub(crate) fn wait_exit(&mut self) -> ExitStatus {

@@ -7,6 +7,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use mock_engine::{Fault, expected_text};
+use rustix::process::{Signal, kill_process};
 use serde_json::Value;
 
 use crate::client::{Client, End, Response, request};
@@ -208,13 +209,42 @@ fn a_second_sigterm_exits_immediately() {
         .unwrap();
     pair.sidecar.terminate();
     pair.sidecar.wait_stderr("draining");
-    let since = Instant::now();
-    pair.sidecar.terminate();
-    let status = pair.sidecar.wait_exit();
-    let took = since.elapsed();
-    assert!(took < Duration::from_secs(1), "{took:?}");
-    assert_eq!(status.code(), Some(0));
-    eprintln!("second SIGTERM: exit after {took:?}");
+    assert_eq!(terminate_again(&mut pair.sidecar).code(), Some(0));
+    let text = pair.sidecar.wait_stderr("ended: cut");
+    assert!(text.contains("second signal received"), "{text}");
+}
+
+/// Sends SIGTERM until the process has ended: a signal within a second of the first one is its
+/// repetition.
+fn terminate_again(sidecar: &mut Sidecar) -> std::process::ExitStatus {
+    wait_for("the process to exit", || {
+        // Fails once the process has ended.
+        let _ = kill_process(sidecar.pid(), Signal::TERM);
+        sidecar.try_exit()
+    })
+}
+
+/// Some supervisors send several signals at the same time.
+#[test]
+fn signals_at_the_same_time_are_one() {
+    let mut pair = Pair::start(&[]);
+    pair.decode.fault(Fault::Hold, 1);
+    let (mut client, _) = begin_stream(&pair, 4);
+    let responding = |log: &[mock_engine::Seen]| !log.is_empty();
+    pair.decode
+        .wait_for(crate::client::DEADLINE, responding)
+        .unwrap();
+    for signal in [Signal::INT, Signal::TERM, Signal::TERM] {
+        kill_process(pair.sidecar.pid(), signal).unwrap();
+    }
+    pair.sidecar.wait_stderr("draining");
+    pair.decode.release();
+    client.response().expect(200);
+    assert_eq!(pair.sidecar.wait_exit().code(), Some(0));
+    let text = pair
+        .sidecar
+        .wait_stderr("ended: drained requests=1 failed=0");
+    assert!(!text.contains("second signal"), "{text}");
 }
 
 /// A second signal cuts open requests even if the shards still accept connections.
@@ -229,8 +259,7 @@ fn a_second_sigterm_during_the_settle_time_cuts_requests() {
     assert_eq!(client.head().status, 200);
     pair.sidecar.terminate();
     pair.sidecar.wait_stderr("draining");
-    pair.sidecar.terminate();
-    assert_eq!(pair.sidecar.wait_exit().code(), Some(0));
+    assert_eq!(terminate_again(&mut pair.sidecar).code(), Some(0));
     if !cfg!(feature = "monoio") {
         // monoio drops its tasks only after the end of the shard has been reported.
         pair.sidecar.wait_stderr("1 open requests were cut");

@@ -58,6 +58,7 @@ mod seccomp;
 mod sglang;
 mod shards;
 mod shared_storage;
+mod signals;
 mod soak;
 mod splice;
 mod stranded;

@@ -87,6 +87,7 @@ const LAYERS: [(&str, &[&[&str]]); 3] = [
                 "signals",
                 "versions",
                 "accept",
+                "reload",
                 "shards",
                 "metrics_port",
             ],

@@ -50,6 +50,7 @@ impl AccessRing {
 #[derive(Debug)]
 pub struct AccessWriter {
     stop: Arc<AtomicBool>,
+    reopen: Arc<AtomicBool>,
     /// Number of records since the start that were written, or failed to be, which was logged.
     handled: Arc<AtomicU64>,
     thread: JoinHandle<()>,
@@ -58,6 +59,12 @@ pub struct AccessWriter {
 }
 
 impl AccessWriter {
+    /// Makes the thread open the log file again, if its path refers to another one.
+    pub fn reopen(&self) {
+        self.reopen.store(true, Ordering::Release);
+        self.thread.thread().unpark();
+    }
+
     /// Stops the thread once it has written the records left in the rings, and waits for it, at
     /// most for `wait`. Returns the number of records that it has handled since the start.
     #[must_use]
@@ -100,15 +107,18 @@ pub fn start(
         failing: false,
     };
     let stopped = Arc::clone(&stop);
+    let reopen = Arc::new(AtomicBool::new(false));
+    let reopens = Arc::clone(&reopen);
     let (running, ended) = mpsc::channel();
     let thread = thread::Builder::new()
         .name("access-log".to_owned())
         .spawn(move || {
             let _running: mpsc::Sender<()> = running;
-            writer.run(&stopped);
+            writer.run(&stopped, &reopens);
         })?;
     let writer = AccessWriter {
         stop,
+        reopen,
         handled,
         thread,
         ended,
@@ -134,7 +144,7 @@ struct Writer {
 }
 
 impl Writer {
-    fn run(&mut self, stop: &AtomicBool) {
+    fn run(&mut self, stop: &AtomicBool, reopen: &AtomicBool) {
         let mut sweeps = 0_u32;
         loop {
             // Read the flag before the sweep: the sweep then covers all records pushed before the
@@ -145,7 +155,8 @@ impl Writer {
                 return;
             }
             sweeps = sweeps.wrapping_add(1);
-            if sweeps.is_multiple_of(SWEEPS_PER_LOOK)
+            let looks = sweeps.is_multiple_of(SWEEPS_PER_LOOK);
+            if (reopen.swap(false, Ordering::AcqRel) || looks)
                 && let Sink::File(file) = &mut self.sink
             {
                 file.follow();
