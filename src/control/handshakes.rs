@@ -61,7 +61,7 @@ impl Handshakes {
                     peer,
                     outcome: end.outcome,
                     error: end.error.map(ToString::to_string),
-                    ip: end.peer_ip,
+                    ip: end.peer.map(|peer| peer.ip()),
                 });
             }
         })

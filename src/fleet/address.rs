@@ -1,7 +1,7 @@
 //! Addresses that can be connected to without name resolution: TCP addresses and Unix sockets.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -21,11 +21,11 @@ pub enum Address {
 }
 
 impl Address {
-    /// Returns the IP address, or `None` for a Unix socket.
+    /// Returns the IP address and the port, or `None` for a Unix socket.
     #[must_use]
-    pub const fn ip(&self) -> Option<IpAddr> {
+    pub const fn tcp(&self) -> Option<SocketAddr> {
         match self {
-            Self::Tcp(address) => Some(address.ip()),
+            Self::Tcp(address) => Some(*address),
             Self::Unix(_) => None,
         }
     }

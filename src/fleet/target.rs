@@ -207,7 +207,10 @@ impl Target {
     #[must_use]
     pub fn host(&self) -> String {
         match &self.0 {
-            Place::Address(address) => address.ip().map(|ip| ip.to_string()).unwrap_or_default(),
+            Place::Address(address) => address
+                .tcp()
+                .map(|at| at.ip().to_string())
+                .unwrap_or_default(),
             Place::Name(name, _) => name.clone(),
         }
     }

@@ -39,7 +39,21 @@ pub struct Mask {
     validator: Option<Box<Validator>>,
     held: HeldBytes,
     masked: u32,
+    model: Model,
     failed: Option<JsonError>,
+}
+
+/// The text of the top-level member `model`.
+#[derive(Clone, Debug)]
+enum Model {
+    /// It is not read.
+    Ignored,
+    /// It has not been found.
+    Absent,
+    /// It begins at this offset in the body.
+    Begun(usize),
+    /// The text, as it is in the body: between the quotes, with its escapes.
+    Read(Box<[u8]>),
 }
 
 /// Action for the value of the member whose name was read last.
@@ -47,6 +61,7 @@ pub struct Mask {
 enum Next {
     Skip,
     Mask,
+    Model,
     Enter(Level),
 }
 
@@ -109,7 +124,26 @@ impl Mask {
             validator: None,
             held: HeldBytes::default(),
             masked: 0,
+            model: Model::Ignored,
             failed: None,
+        }
+    }
+
+    /// Also reads the model that the body names.
+    #[must_use]
+    pub fn reading_model(mut self) -> Self {
+        self.model = Model::Absent;
+        self
+    }
+
+    /// Returns the text of the top-level string `model`, with its escapes. Returns `None` without
+    /// one, for one that was split between two calls of [`Mask::feed`], and without
+    /// [`Mask::reading_model`].
+    #[must_use]
+    pub fn model(&self) -> Option<&[u8]> {
+        match &self.model {
+            Model::Read(text) => Some(text),
+            Model::Ignored | Model::Absent | Model::Begun(_) => None,
         }
     }
 
@@ -189,6 +223,11 @@ impl Mask {
                 Event::Name { .. } => self.name(),
                 Event::Value { at, kind } => self.value_start(at, kind),
                 Event::ValueEnd { at } => {
+                    if let Model::Begun(start) = self.model {
+                        let text = start.checked_sub(base);
+                        let text = text.and_then(|start| piece.get(start + 1..at - base - 1));
+                        self.model = text.map_or(Model::Absent, |text| Model::Read(text.into()));
+                    }
                     self.validate(at, base, piece)?;
                     self.validator = None;
                     if let Some(value) = self.value.take() {
@@ -227,6 +266,8 @@ impl Mask {
             self.next = Next::Mask;
         } else if let Some(child) = self.level.child(name) {
             self.next = Next::Enter(child);
+        } else if name == b"model" && self.level == Level::Top {
+            self.next = Next::Model;
         }
     }
 
@@ -245,7 +286,10 @@ impl Mask {
                 self.level = child;
                 self.lexer.enter();
             }
-            Next::Skip | Next::Mask | Next::Enter(_) => {}
+            Next::Model if kind == Kind::String && !matches!(self.model, Model::Ignored) => {
+                self.model = Model::Begun(at);
+            }
+            Next::Skip | Next::Mask | Next::Model | Next::Enter(_) => {}
         }
     }
 
@@ -356,6 +400,32 @@ mod tests {
                 assert_eq!(mask.masked(), count, "{text}");
             }
         }
+    }
+
+    #[test]
+    fn the_model_is_read_if_it_arrives_in_one_piece() {
+        let cases: [(&str, Option<&str>); 6] = [
+            (r#"{"model":"m/7b","a":1}"#, Some("m/7b")),
+            (r#"{"model":""}"#, Some("")),
+            (r#"{"model":"a\"b","model":"last"}"#, Some("last")),
+            (r#"{"a":{"model":"inner"}}"#, None),
+            (r#"{"model":7,"b":"text"}"#, None),
+            (r#"{"b":"text"}"#, None),
+        ];
+        for (text, want) in cases {
+            let mut mask = Mask::new(WATCH).reading_model();
+            mask.feed(&mut text.as_bytes().to_vec()).unwrap();
+            assert_eq!(mask.model(), want.map(str::as_bytes), "{text}");
+            let mut unread = Mask::new(WATCH);
+            unread.feed(&mut text.as_bytes().to_vec()).unwrap();
+            assert_eq!(unread.model(), None);
+        }
+        let (begin, end) = (br#"{"model":"m"#.as_slice(), br#"","c":"d"}"#.as_slice());
+        let mut mask = Mask::new(WATCH).reading_model();
+        for part in [begin, end] {
+            mask.feed(&mut part.to_vec()).unwrap();
+        }
+        assert_eq!(mask.model(), None);
     }
 
     #[test]

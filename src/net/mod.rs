@@ -11,7 +11,7 @@
 use std::future::{Future, poll_fn};
 use std::io;
 use std::io::IoSlice;
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::task::{Context, Poll};
 
 mod clock;
@@ -164,8 +164,9 @@ pub trait Conn: 'static {
     /// Reverts [`Conn::reset_on_close`]: closing the socket sends a FIN again.
     fn close_cleanly(&self);
 
-    /// Returns the peer's IP address, or `None` if the peer is connected over a Unix socket.
-    fn peer_ip(&self) -> Option<IpAddr>;
+    /// Returns the IP address and port of the peer, or `None` if the peer is connected over a Unix
+    /// socket.
+    fn peer(&self) -> Option<SocketAddr>;
 }
 
 /// A buffer for bytes in transit between two connections, such as a kernel pipe.

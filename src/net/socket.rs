@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::io::{self, IoSlice};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -240,8 +240,8 @@ pub(super) fn has_pending(listener: BorrowedFd<'_>) -> bool {
 #[derive(Debug)]
 pub struct Accepted {
     pub(super) socket: OwnedFd,
-    /// The peer's IP address, if the connection is over IP.
-    pub(super) peer_ip: Option<IpAddr>,
+    /// The IP address and port of the peer, if the connection is over IP.
+    pub(super) peer: Option<SocketAddr>,
 }
 
 /// Accepts the next connection in the accept queue.
@@ -249,8 +249,8 @@ pub(super) fn accept(listener: BorrowedFd<'_>) -> io::Result<Accepted> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let (socket, address) = rustix::net::acceptfrom_with(listener, flags)?;
     let peer = address.and_then(|any| SocketAddr::try_from(any).ok());
-    let peer_ip = peer.map(|address| address.ip().to_canonical());
-    Ok(Accepted { socket, peer_ip })
+    let peer = peer.map(|at| SocketAddr::new(at.ip().to_canonical(), at.port()));
+    Ok(Accepted { socket, peer })
 }
 
 /// Reads, and thereby resets, the eight-byte counter of an eventfd or timerfd.

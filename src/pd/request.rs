@@ -25,6 +25,7 @@ pub const WATCH: Watch = &[
     (Level::Top, "best_of"),
     (Level::Top, "prompt"),
     (Level::Top, "messages"),
+    (Level::Top, "model"),
     (Level::Top, "sampling_params"),
     (Level::Top, "kv_transfer_params"),
     (Level::Top, "ec_transfer_params"),
@@ -106,10 +107,11 @@ pub(super) const fn with_kv<const N: usize>(own: Watch) -> [(Level, &'static str
 }
 
 /// Members that legs read and pass on, but never replace. They can be large.
-const PASSED: [&str; 10] = [
+const PASSED: [&str; 11] = [
     "content_parts",
     "features",
     "messages",
+    "model",
     "prompt",
     "prompt_embeds",
     "response_format",

@@ -8,10 +8,13 @@ use super::client::Client;
 use super::request::Request;
 use super::shard::Shard;
 use crate::fault::{Blame, Cause, Fault};
-use crate::fleet::Target;
+use crate::fleet::{Endpoint, Target};
+use crate::h1::{Name, RequestHead};
 use crate::metrics::{Disagg, EndedAt, EndedBy, Inline, Phase, Record, Route};
 use crate::net::{Conn, Instant, Net};
 use crate::pd::{Outcome, Reason, Role};
+use crate::trace::{RequestTrace, TraceContext};
+use crate::upstream::Response;
 
 /// The facts about a request, collected while it is served.
 pub(super) struct RequestStats {
@@ -19,7 +22,8 @@ pub(super) struct RequestStats {
     pub(super) started: Instant,
     /// How the request was served; `None` if it is not an intercepted one.
     pub(super) outcome: Option<(Outcome, Reason)>,
-    pub(super) prefill_target: String,
+    /// Facts that only the access log reports; `None` if it is off.
+    pub(super) logged: Option<Box<Logged>>,
     /// The last prefill target; only recorded if a speculative prefill may follow.
     pub(super) prefiller: Option<Box<Target>>,
     pub(super) attempts: u32,
@@ -41,13 +45,28 @@ pub(super) struct RequestStats {
     pub(super) decode_started: Cell<Option<Instant>>,
 }
 
+/// Facts that only the access log reports.
+#[derive(Debug, Default)]
+pub(super) struct Logged {
+    /// The prefill target that was tried last.
+    pub(super) prefill: Inline<64>,
+    /// The decoder, and its rank.
+    pub(super) upstream: Inline<64>,
+    pub(super) rank: Option<u16>,
+    /// The model that the body names.
+    pub(super) model: Inline<64>,
+    /// Whether the response is an event stream.
+    pub(super) is_stream: bool,
+    pub(super) trace_id: Option<u128>,
+}
+
 impl RequestStats {
     pub(super) const fn new(route: Route, started: Instant) -> Self {
         Self {
             route,
             started,
             outcome: None,
-            prefill_target: String::new(),
+            logged: None,
             prefiller: None,
             attempts: 0,
             bytes_in: 0,
@@ -62,13 +81,49 @@ impl RequestStats {
         }
     }
 
+    /// Collects the facts that only the access log reports.
+    pub(super) fn collect_logged(
+        &mut self,
+        trace: &RequestTrace,
+        head: &RequestHead,
+        bytes: &[u8],
+    ) {
+        let sent = || {
+            let values = head.fields_named(Name::Traceparent);
+            let context = TraceContext::read(values.map(|field| field.value.of(bytes)))?;
+            Some(context.trace_id)
+        };
+        self.logged = Some(Box::new(Logged {
+            trace_id: trace.trace_id().or_else(sent),
+            ..Logged::default()
+        }));
+    }
+
+    /// Records the decoder for the access log, if that is on.
+    pub(super) fn record_decoder<N: Net>(&mut self, shard: &Shard<N>, decoder: &Endpoint) {
+        if let Some(logged) = &mut self.logged {
+            logged.upstream = Inline::new(decoder.target.to_string().as_bytes());
+            logged.rank = shard.with_fleet(|fleet| {
+                let rank = fleet.endpoints().position(|one| one.id == decoder.id)?;
+                u16::try_from(rank).ok()
+            });
+        }
+    }
+
+    /// Records for the access log, if that is on, whether the response is an event stream.
+    pub(super) fn record_form(&mut self, response: &Response) {
+        if let Some(logged) = &mut self.logged {
+            logged.is_stream = response.is_event_stream();
+        }
+    }
+
     /// Records the prefill target for the access log, if that is on, and for a speculative prefill.
     pub(super) fn record_prefill_target<N: Net>(&mut self, shard: &Shard<N>, target: &Target) {
         if shard.config.pd.speculative_prefill {
             self.prefiller = Some(Box::new(target.clone()));
         }
-        if shard.access.borrow().is_some() {
-            self.prefill_target = target.to_string();
+        if let Some(logged) = &mut self.logged {
+            logged.prefill = Inline::new(target.to_string().as_bytes());
         }
     }
 
@@ -139,6 +194,12 @@ pub(super) fn write<N: Net>(
     let ended = u64::try_from(unix.as_micros()).unwrap_or(0);
     let (ended_by, ended_at) = end_of(stats, client.phase.get());
     let (outcome, reason) = stats.outcome.unzip();
+    let unlogged = Logged::default();
+    let logged = stats.logged.as_deref().unwrap_or(&unlogged);
+    let is_agent = |name: &[u8]| name.eq_ignore_ascii_case(b"user-agent");
+    let mut fields = request.head.fields.iter();
+    let agent = fields.find(|field| is_agent(field.name.of(&request.bytes)));
+    let agent = agent.map(|field| field.value.of(&request.bytes));
     let record = Record {
         unix_micros: ended.saturating_sub(stats.total_us),
         id: Inline::new(request.id.as_bytes()),
@@ -147,8 +208,15 @@ pub(super) fn write<N: Net>(
         status,
         ended_by,
         ended_at,
-        client: client.conn.peer_ip(),
-        prefill: Inline::new(stats.prefill_target.as_bytes()),
+        client: client.conn.peer(),
+        upstream: logged.upstream,
+        rank: logged.rank,
+        prefill: logged.prefill,
+        model: logged.model,
+        is_stream: logged.is_stream,
+        error: stats.fault.map(Fault::label),
+        trace_id: logged.trace_id,
+        agent: Inline::new(agent.unwrap_or_default()),
         outcome,
         reason: reason.unwrap_or(Reason::None),
         attempts: stats.attempts,

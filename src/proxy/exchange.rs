@@ -122,6 +122,10 @@ impl<'a, N: Net> Exchange<'a, N> {
         let id = RequestId::choose(client_id, unix_ms, random);
         let route = shard.config.routes.of(head.method, head.target.of(&bytes));
         let trace = RequestTrace::begin(shard.tracer.as_ref(), &shard.net, &head, &bytes, started);
+        let mut stats = RequestStats::new(route_label(route), started);
+        if shard.access.borrow().is_some() {
+            stats.collect_logged(&trace, &head, &bytes);
+        }
         Ok(Self {
             shard,
             client,
@@ -138,7 +142,7 @@ impl<'a, N: Net> Exchange<'a, N> {
             },
             reply: Reply::Unsent,
             keep_alive,
-            stats: RequestStats::new(route_label(route), started),
+            stats,
             detail: None,
             trace,
         })

@@ -14,7 +14,7 @@ use crate::fault::Fault;
 use crate::fleet::{Endpoint, Target};
 use crate::h1::{self, BodyMeter, Framing};
 use crate::limits::RECEIVE_LARGE_BYTES;
-use crate::metrics::Phase;
+use crate::metrics::{Inline, Phase};
 use crate::net::{Conn, Instant, Net, would_block};
 use crate::pd::Role;
 use crate::upstream::{
@@ -70,6 +70,7 @@ pub(super) async fn forward<N: Net>(
             }
             exchange.record_leg(Role::Decode, Err(error.label(Role::Decode)));
             upstream.report_failed(&shard.upstreams, error);
+            record_masked(exchange, &upload);
             // The engine would see a FIN only after reading all buffered bytes. A reset reaches it
             // immediately.
             upstream.conn().reset_on_close();
@@ -352,10 +353,12 @@ fn record_spliced<N: Net>(exchange: &mut Exchange<'_, N>, upload: &mut Upload<N>
     exchange.request.body = RequestBody::read(upload.meter.is_done());
 }
 
-fn record_masked<N: Net>(exchange: &Exchange<'_, N>, upload: &Upload<N>) {
-    if let Some(mask) = &upload.mask
-        && mask.masked() > 0
-    {
+fn record_masked<N: Net>(exchange: &mut Exchange<'_, N>, upload: &Upload<N>) {
+    let Some(mask) = &upload.mask else { return };
+    if mask.masked() > 0 {
         exchange.shard.metrics.masked(u64::from(mask.masked()));
+    }
+    if let (Some(model), Some(logged)) = (mask.model(), &mut exchange.stats.logged) {
+        logged.model = Inline::new(model);
     }
 }

@@ -37,7 +37,15 @@ impl BodyMask {
         match inspect {
             _ if pd.trust_client_kv => Ok(None),
             Inspect::Nothing => Ok(None),
-            Inspect::Json => Ok(Some(Self::Json(Box::new(Mask::new(pd.owned()))))),
+            Inspect::Json => {
+                let mask = Mask::new(pd.owned());
+                Ok(Some(Self::Json(Box::new(
+                    match exchange.stats.logged.is_some() {
+                        true => mask.reading_model(),
+                        false => mask,
+                    },
+                ))))
+            }
             Inspect::Form => {
                 let mut types = exchange.request.values(Name::ContentType);
                 let Some(kind) = types.next() else {
@@ -62,6 +70,14 @@ impl BodyMask {
         match self {
             Self::Json(mask) => mask.masked(),
             Self::Form(mask) => mask.masked(),
+        }
+    }
+
+    /// Returns the model that the body names, if it was read.
+    pub(super) fn model(&self) -> Option<&[u8]> {
+        match self {
+            Self::Json(mask) => mask.model(),
+            Self::Form(_) => None,
         }
     }
 

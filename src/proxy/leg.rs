@@ -30,7 +30,7 @@ pub(super) fn head<N: Net>(
         request_id: uuid.map_or(request.id.as_bytes(), |uuid| uuid.as_str().as_bytes()),
         rank: leg.and_then(|leg| leg.rank),
         trace_headers: trace::trace_leg(exchange, role, target, leg),
-        client_ip: exchange.client.conn.peer_ip(),
+        client_ip: exchange.client.conn.peer().map(|peer| peer.ip()),
         target,
         // Not forwarded if the proxy must read or edit the response.
         accept_encoding: leg.is_none_or(|leg| leg.take == Take::Response(None)),

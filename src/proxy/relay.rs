@@ -286,6 +286,7 @@ async fn relay_first<N: Net>(
     head::push_response(&mut out, &response.head, &response.bytes, outgoing, &extra)
         .map_err(|_| MALFORMED)?;
     exchange.reply.begin(response.head.status);
+    exchange.stats.record_form(response);
     if outgoing == Outgoing::UntilClose {
         // The end of the connection will mark the end of the response. Make any early close a
         // reset, including one caused by the end of this process, so that it cannot look like a

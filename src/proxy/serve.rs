@@ -161,10 +161,12 @@ async fn serve<N: Net>(exchange: &mut Exchange<'_, N>) -> Result<(), Fault> {
                 _ => Inspect::Nothing,
             };
             let decoder = choose::choose(exchange)?;
+            exchange.stats.record_decoder(exchange.shard, &decoder);
             forward::forward(exchange, &decoder, inspect, expects).await
         }
         Route::Intercepted(api) => {
             let decoder = choose::choose(exchange)?;
+            exchange.stats.record_decoder(exchange.shard, &decoder);
             trace::trace_forward(exchange, api);
             let mut routing = routing::read(exchange).map_err(|error| {
                 exchange.stats.outcome = Some((Outcome::Failed, Reason::BadTarget));

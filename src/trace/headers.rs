@@ -24,6 +24,10 @@ impl TraceHeaders {
         }
     }
 
+    pub(crate) const fn trace_id(&self) -> u128 {
+        self.trace_id
+    }
+
     /// Returns whether the client's field with this name must not be forwarded: `traceparent`,
     /// which the proxy writes itself, and a `tracestate` that does not belong to this trace.
     pub(crate) fn replaces(&self, known: Name) -> bool {

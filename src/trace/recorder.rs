@@ -144,6 +144,10 @@ impl Recorder {
         }
     }
 
+    pub(crate) const fn trace_id(&self) -> u128 {
+        self.context.trace_id
+    }
+
     /// Starts the `forward_request` span, which only a generation request has. [`Recorder::set`]
     /// sets its attributes.
     pub(crate) fn forward(&mut self, id: u64, now_ns: u64) {

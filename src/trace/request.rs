@@ -106,6 +106,15 @@ impl RequestTrace {
         }))
     }
 
+    /// Returns the trace id; `None` without a tracer.
+    pub(crate) fn trace_id(&self) -> Option<u128> {
+        match self {
+            Self::Off => None,
+            Self::Unrecorded(headers) => Some(headers.trace_id()),
+            Self::Recorded(recording) => Some(recording.recorder.borrow().trace_id()),
+        }
+    }
+
     /// Calls `record` with the recorder and the current Unix time in nanoseconds if the request is
     /// sampled. The clock is read only in that case.
     pub(crate) fn record<N: Net>(&self, net: &N, record: impl FnOnce(&mut Recorder, u64)) {

@@ -417,6 +417,47 @@ fn the_access_log_has_a_json_line_per_request() {
 }
 
 #[test]
+fn the_access_log_names_engine_model_and_client() {
+    let name = format!("ringside-access-facts-{}.log", std::process::id());
+    let path = std::env::temp_dir().join(name);
+    let _ = std::fs::remove_file(&path);
+    let flag = format!("--access-log={}", path.display());
+    let pair = Pair::start(&[&flag]);
+    let fields = [
+        ("user-agent", "tester/1.0"),
+        (
+            "traceparent",
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00",
+        ),
+    ];
+    pair.post_with(CHAT, ask_for(2, true).1, &fields)
+        .expect(200);
+    pair.sidecar
+        .post(CHAT, ask_for(2, false).1, &fields)
+        .expect(200);
+    pair.decode.fault(Fault::Garbage, 1);
+    pair.sidecar.post(CHAT, "{}", &[]).expect(502);
+    let lines = access_lines(&path, 3);
+    for (line, is_split) in lines.iter().zip([true, false]) {
+        assert_eq!(line["model"], "mock-model", "{line}");
+        assert_eq!(line["stream"], is_split);
+        assert_eq!(line["agent"], "tester/1.0");
+        assert_eq!(line["trace_id"], "0af7651916cd43dd8448eb211c80319c");
+        assert_eq!(line["rank"], 0);
+        assert_eq!(line["error"], Value::Null);
+        assert!(line["client_port"].as_u64().unwrap() > 0);
+        assert!(!line["upstream"].as_str().unwrap().is_empty());
+        assert_eq!(line["prefill"].is_string(), is_split);
+    }
+    let failed = &lines[2];
+    assert_eq!(failed["error"], "decode_answer", "{failed}");
+    for name in ["model", "agent", "trace_id"] {
+        assert_eq!(failed[name], Value::Null);
+    }
+    std::fs::remove_file(&path).unwrap();
+}
+
+#[test]
 fn a_panic_ends_one_session_and_no_other() {
     if !cfg!(debug_assertions) {
         eprintln!("skipped: this build cannot be made to panic");

@@ -8,9 +8,9 @@ use std::io::Write;
 use super::record::{EndedAt, EndedBy, Record};
 use crate::pd::Outcome;
 
-/// Upper bound of a line's length: 144 bytes of untrusted text at up to six bytes each, and the
+/// Upper bound of a line's length: 336 bytes of untrusted text at up to six bytes each, and the
 /// fixed rest.
-pub(super) const BYTES_MAX: usize = 2048;
+pub(super) const BYTES_MAX: usize = 3072;
 
 /// Appends the record as one line of JSON, including the line feed, to `out`.
 pub(super) fn write(record: &Record, out: &mut Vec<u8>) {
@@ -27,21 +27,43 @@ pub(super) fn write(record: &Record, out: &mut Vec<u8>) {
     out.extend_from_slice(b"\",\"client\":");
     match record.client {
         // Writing to a vector cannot fail.
-        Some(client) => drop(write!(out, "\"{}\"", client.to_canonical())),
-        None => out.extend_from_slice(b"null"),
+        Some(client) => {
+            let ip = client.ip().to_canonical();
+            drop(write!(out, "\"{ip}\",\"client_port\":{}", client.port()));
+        }
+        None => out.extend_from_slice(b"null,\"client_port\":null"),
     }
-    out.extend_from_slice(b",\"prefill\":");
-    match record.prefill.as_bytes() {
-        b"" => out.extend_from_slice(b"null"),
-        target => text(target, out),
+    optional(out, ",\"agent\":", record.agent.as_bytes());
+    optional(out, ",\"model\":", record.model.as_bytes());
+    plain(
+        out,
+        ",\"stream\":",
+        if record.is_stream { "true" } else { "false" },
+    );
+    optional(out, ",\"upstream\":", record.upstream.as_bytes());
+    match record.rank {
+        Some(rank) => number(out, ",\"rank\":", u64::from(rank)),
+        None => out.extend_from_slice(b",\"rank\":null"),
     }
+    optional(out, ",\"prefill\":", record.prefill.as_bytes());
     plain(
         out,
         ",\"pd\":\"",
         record.outcome.map_or("none", Outcome::label),
     );
     plain(out, "\",\"reason\":\"", record.reason.label());
-    number(out, "\",\"attempts\":", u64::from(record.attempts));
+    match record.error {
+        Some(code) => plain(out, "\",\"error\":\"", code),
+        None => out.extend_from_slice(b"\",\"error\":null"),
+    }
+    if record.error.is_some() {
+        out.push(b'"');
+    }
+    match record.trace_id {
+        Some(id) => drop(write!(out, ",\"trace_id\":\"{id:032x}\"")),
+        None => out.extend_from_slice(b",\"trace_id\":null"),
+    }
+    number(out, ",\"attempts\":", u64::from(record.attempts));
     number(out, ",\"bytes_in\":", record.bytes_in);
     number(out, ",\"bytes_out\":", record.bytes_out);
     millis(out, ",\"t_prefill\":", record.prefill_micros);
@@ -70,6 +92,15 @@ const fn when(ended_at: EndedAt) -> u8 {
         EndedAt::Connect => b'C',
         EndedAt::FirstByte => b'H',
         EndedAt::Streaming => b'S',
+    }
+}
+
+/// Appends `before`, and then untrusted text as a JSON string, or `null` if it is empty.
+fn optional(out: &mut Vec<u8>, before: &str, bytes: &[u8]) {
+    out.extend_from_slice(before.as_bytes());
+    match bytes {
+        b"" => out.extend_from_slice(b"null"),
+        bytes => text(bytes, out),
     }
 }
 

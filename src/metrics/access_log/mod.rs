@@ -21,8 +21,8 @@ pub use record::{EndedAt, EndedBy, Inline, Record};
 
 use crate::config::AccessLog;
 
-/// Number of records that one shard's ring can hold, about 1 MiB in total. With a sweep every 50 ms
-/// this suffices for 80,000 requests per second and shard.
+/// Number of records that one shard's ring can hold, about 2.5 MiB in total. With a sweep every 50
+/// ms this suffices for 80,000 requests per second and shard.
 const RING_RECORDS: usize = 4096;
 /// Time between two sweeps. In a sweep, the writer thread writes the records of all rings.
 const SWEEP: Duration = Duration::from_millis(50);

@@ -1,6 +1,6 @@
 //! The record of one request in the access log.
 
-use std::net::IpAddr;
+use std::net::SocketAddr;
 
 use crate::metrics::labels::{Phase, Route};
 use crate::pd::{Outcome, Reason};
@@ -121,8 +121,23 @@ pub struct Record {
     pub ended_by: EndedBy,
     /// The phase in which the request failed, or [`EndedAt::Complete`].
     pub ended_at: EndedAt,
-    /// IP address of the client; `None` if it is unknown.
-    pub client: Option<IpAddr>,
+    /// IP address and port of the client; `None` if they are unknown.
+    pub client: Option<SocketAddr>,
+    /// The decoder, as `host:port`; empty if none was chosen.
+    pub upstream: Inline<64>,
+    /// The data-parallel rank of the decoder.
+    pub rank: Option<u16>,
+    /// The model that the request names, as it is in the body; empty if it names none, or if the
+    /// body was not read.
+    pub model: Inline<64>,
+    /// Whether the response is an event stream.
+    pub is_stream: bool,
+    /// The code of the error, as in `x-ringside-error` and `ringside_errors_total`.
+    pub error: Option<&'static str>,
+    /// The trace id: that of the request's `traceparent` or, with tracing, a new one.
+    pub trace_id: Option<u128>,
+    /// The `user-agent` of the client, truncated to 64 bytes.
+    pub agent: Inline<64>,
     /// The prefill target tried last, as `host:port`; empty if no prefill was attempted. A target
     /// that the allowlist denied is included.
     pub prefill: Inline<64>,

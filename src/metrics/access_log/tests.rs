@@ -14,7 +14,14 @@ fn record(id: &str) -> Record {
         status: 200,
         ended_by: EndedBy::Client,
         ended_at: EndedAt::of(Phase::Streaming),
-        client: Some("::ffff:10.0.0.1".parse().unwrap()),
+        client: Some("[::ffff:10.0.0.1]:4711".parse().unwrap()),
+        upstream: Inline::new(b"10.0.0.3:8200"),
+        rank: Some(3),
+        model: Inline::new(b"m"),
+        is_stream: true,
+        error: Some("client_gone"),
+        trace_id: Some(0xabc),
+        agent: Inline::new(b"curl/8"),
         prefill: Inline::new(b"10.0.0.2:8000"),
         outcome: Some(Outcome::Remote),
         reason: Reason::None,
@@ -40,8 +47,9 @@ fn a_line_is_json_with_every_field() {
     let got: Value = serde_json::from_slice(&out).unwrap();
     let want: Value = serde_json::from_str(
         r#"{"ts":"2023-11-14T22:13:20.123456Z","id":"a\"b","route":"chat","method":"POST",
-        "status":200,"end":"CS","client":"10.0.0.1","prefill":"10.0.0.2:8000","pd":"remote",
-        "reason":"none","attempts":2,"bytes_in":1099511627776,"bytes_out":7,"t_prefill":1.500,
+        "status":200,"end":"CS","client":"10.0.0.1","client_port":4711,"agent":"curl/8","model":"m","stream":true,
+        "upstream":"10.0.0.3:8200","rank":3,"prefill":"10.0.0.2:8000","pd":"remote",
+        "reason":"none","error":"client_gone","trace_id":"00000000000000000000000000000abc","attempts":2,"bytes_in":1099511627776,"bytes_out":7,"t_prefill":1.500,
         "t_ttft":null,"t_total":2000.001,"t_proxy":0.009}"#,
     )
     .unwrap();
@@ -55,7 +63,17 @@ fn the_longest_line_fits() {
         id: Inline::new(&[1; 100]),
         method: Inline::new(&[1; 100]),
         prefill: Inline::new(&[1; 100]),
-        client: Some("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff".parse().unwrap()),
+        client: Some(
+            "[ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff]:65535"
+                .parse()
+                .unwrap(),
+        ),
+        upstream: Inline::new(&[1; 100]),
+        rank: Some(u16::MAX),
+        model: Inline::new(&[1; 100]),
+        error: Some("prefill_answer_too_large"),
+        trace_id: Some(u128::MAX),
+        agent: Inline::new(&[1; 100]),
         attempts: u32::MAX,
         bytes_in: u64::MAX,
         bytes_out: u64::MAX,

@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -22,14 +22,15 @@ pub struct Socket {
     hangup: RefCell<Option<Watch>>,
     hangups: Rc<Hangups>,
     handle: Rc<Handle>,
-    peer_ip: Option<IpAddr>,
+    /// The peer's IP address and port. A `SocketAddr` takes 12 bytes more, in each connection.
+    peer: Option<(IpAddr, u16)>,
     aborted: Cell<bool>,
 }
 
 impl std::fmt::Debug for Socket {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Socket")
-            .field("peer_ip", &self.peer_ip)
+            .field("peer", &self.peer)
             .finish_non_exhaustive()
     }
 }
@@ -37,7 +38,7 @@ impl std::fmt::Debug for Socket {
 impl Socket {
     pub(super) fn new(
         socket: OwnedFd,
-        peer_ip: Option<IpAddr>,
+        peer: Option<SocketAddr>,
         hangups: Rc<Hangups>,
     ) -> io::Result<Self> {
         let handle = Rc::new(Handle::watch(socket)?);
@@ -47,7 +48,7 @@ impl Socket {
             hangup: RefCell::new(None),
             hangups,
             handle,
-            peer_ip,
+            peer: peer.map(|peer| (peer.ip(), peer.port())),
             aborted: Cell::new(false),
         })
     }
@@ -159,8 +160,8 @@ impl Conn for Socket {
         self.aborted.set(false);
     }
 
-    fn peer_ip(&self) -> Option<IpAddr> {
-        self.peer_ip
+    fn peer(&self) -> Option<SocketAddr> {
+        self.peer.map(SocketAddr::from)
     }
 }
 

@@ -144,8 +144,8 @@ impl Runtime {
     /// # Errors
     /// Fails if the socket cannot be watched (out of memory, epoll limit).
     pub fn adopt(&self, accepted: Accepted) -> io::Result<Socket> {
-        let Accepted { socket, peer_ip } = accepted;
-        Socket::new(socket, peer_ip, Rc::clone(&self.inner.hangups))
+        let Accepted { socket, peer } = accepted;
+        Socket::new(socket, peer, Rc::clone(&self.inner.hangups))
     }
 
     /// Watches a listening socket.
@@ -197,7 +197,7 @@ impl Net for Runtime {
 
     fn connect(&self, address: &Address) -> io::Result<Socket> {
         let socket = socket::connect(address)?;
-        Socket::new(socket, address.ip(), Rc::clone(&self.inner.hangups))
+        Socket::new(socket, address.tcp(), Rc::clone(&self.inner.hangups))
     }
 
     fn pipe(&self) -> Option<Pipe> {

@@ -230,7 +230,7 @@ impl Runtime {
     /// Fails if the socket cannot be watched (out of memory, epoll limit).
     pub fn adopt(&self, accepted: Accepted) -> io::Result<Socket> {
         let handle = self.watch(accepted.socket, Readiness::WRITE)?;
-        Ok(Socket::new(handle, accepted.peer_ip))
+        Ok(Socket::new(handle, accepted.peer))
     }
 
     /// Watches a listening socket.
@@ -283,7 +283,7 @@ impl Net for Runtime {
             Address::Unix(_) => Readiness::WRITE,
         };
         let handle = self.watch(socket::connect(address)?, connected)?;
-        Ok(Socket::new(handle, address.ip()))
+        Ok(Socket::new(handle, address.tcp()))
     }
 
     fn pipe(&self) -> Option<Pipe> {

@@ -36,10 +36,7 @@ fn pair(net: &Runtime) -> (Socket, TcpStream) {
 
 fn accepted(near: TcpStream) -> Accepted {
     let socket = OwnedFd::from(near);
-    Accepted {
-        socket,
-        peer_ip: None,
-    }
+    Accepted { socket, peer: None }
 }
 
 async fn readable(conn: &Socket) {
@@ -215,7 +212,7 @@ fn connects_to_unix_sockets_finish_immediately() {
         let conn = net.connect(&address).unwrap();
         writable(&conn).await;
         conn.connected().unwrap();
-        assert_eq!(conn.peer_ip(), None);
+        assert_eq!(conn.peer(), None);
         let (mut far, _) = listener.accept().unwrap();
         far.write_all(b"x").unwrap();
         readable(&conn).await;

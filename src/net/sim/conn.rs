@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
@@ -205,9 +205,9 @@ impl Conn for SimConn {
         self.link.borrow_mut().set_reset_on_close(self.side, false);
     }
 
-    fn peer_ip(&self) -> Option<IpAddr> {
+    fn peer(&self) -> Option<SocketAddr> {
         let last = if self.side == 0 { 2 } else { 1 };
-        Some(IpAddr::V4(Ipv4Addr::new(192, 0, 2, last)))
+        Some(SocketAddr::from((Ipv4Addr::new(192, 0, 2, last), 40_000)))
     }
 }
 

@@ -236,7 +236,7 @@ impl<C: Conn> Tls<C> {
         (self.report)(&End {
             outcome,
             error,
-            peer_ip: self.inner.peer_ip(),
+            peer: self.inner.peer(),
         });
     }
 
@@ -489,8 +489,8 @@ impl<C: Conn> Conn for Tls<C> {
         self.inner.close_cleanly();
     }
 
-    fn peer_ip(&self) -> Option<std::net::IpAddr> {
-        self.inner.peer_ip()
+    fn peer(&self) -> Option<std::net::SocketAddr> {
+        self.inner.peer()
     }
 
     fn is_encrypted(&self) -> bool {
@@ -512,7 +512,7 @@ impl<C: Conn> Drop for Tls<C> {
                 let end = End {
                     outcome: Outcome::Unfinished,
                     error: None,
-                    peer_ip: self.inner.peer_ip(),
+                    peer: self.inner.peer(),
                 };
                 (self.report)(&end);
             }

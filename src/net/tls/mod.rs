@@ -16,7 +16,7 @@ mod tests;
 
 use std::future::Future;
 use std::io::{self, IoSlice};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -106,8 +106,8 @@ pub struct End<'a> {
     /// The exact error of the TLS session. `None` for [`Outcome::Ok`], [`Outcome::PlainText`] and
     /// [`Outcome::Unfinished`].
     pub error: Option<&'a rustls::Error>,
-    /// The peer's IP address, or `None` if the peer is connected over a Unix socket.
-    pub peer_ip: Option<IpAddr>,
+    /// The IP address and port of the peer, or `None` if the peer is connected over a Unix socket.
+    pub peer: Option<SocketAddr>,
 }
 
 /// Callback that receives the result of a handshake, and the error if an open connection fails
@@ -277,8 +277,8 @@ impl<C: Conn> Conn for Wire<C> {
         either!(self, conn => conn.close_cleanly());
     }
 
-    fn peer_ip(&self) -> Option<IpAddr> {
-        either!(self, conn => conn.peer_ip())
+    fn peer(&self) -> Option<SocketAddr> {
+        either!(self, conn => conn.peer())
     }
 }
 

@@ -35,12 +35,13 @@ use crate::api::Api;
 use crate::config::OnPrefillFailure;
 use crate::fault::Fault;
 use crate::fleet::{Endpoint, Target};
-use crate::json::EditError;
-use crate::metrics::{Direction, Disagg, Phase};
+use crate::json::{EditError, Kind, Level};
+use crate::metrics::{Direction, Disagg, Inline, Phase};
 use crate::net::{Instant, Net};
 use crate::pd::connector::Transfer;
 use crate::pd::routing_headers::Routing;
 use crate::pd::{Leg, Order, Outcome, Reason, Role, connector, request};
+use crate::span::Span;
 use crate::upstream::{CallError, Deadline, Timeout};
 
 /// Serves an intercepted request whose body must be known before its first leg is sent: reads
@@ -102,6 +103,14 @@ fn split_of<N: Net>(
     let removed = request::client_owned(&body.document, exchange.shard.config.pd.owned());
     if removed > 0 {
         exchange.shard.metrics.masked(removed);
+    }
+    if let Some(logged) = &mut exchange.stats.logged
+        && let Some(model) = body.document.last(Level::Top, "model")
+        && model.kind == Kind::String
+    {
+        let value = model.value;
+        let text = Span::new(value.start + 1, value.end - 1);
+        logged.model = Inline::new(text.of(body.bytes()));
     }
     let split = Split::new(exchange.shard, api, body, decoder, source);
     trace::trace_split(exchange, split.connector(), &split.pd_request());
