@@ -15,6 +15,7 @@ fn main() -> ExitCode {
 fn run() -> Result<(), Exit> {
     match cli::parse(std::env::args_os())? {
         Command::Proxy(config, warnings) => control::run(*config, &warnings),
+        Command::Check(check) => Err(control::check(*check)),
         #[cfg(feature = "mock")]
         Command::Mock(args) => match mock_engine::run_cli(args.into_iter()) {
             0 => Ok(()),

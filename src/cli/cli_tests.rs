@@ -11,7 +11,12 @@ fn run(line: &str) -> Result<Command, Exit> {
 }
 
 fn run_with(line: &str, environment: &dyn Fn(&str) -> Option<String>) -> Result<Command, Exit> {
-    parse_with(line.split_whitespace().map(OsString::from), environment)
+    let args = line.split_whitespace().map(OsString::from);
+    match parse_with(args, environment)? {
+        // The checks of a start are not made here.
+        Command::Check(check) => Err(check.conclude(&[], Vec::new())),
+        command => Ok(command),
+    }
 }
 
 fn sidecar(line: &str) -> (Config, Vec<String>) {
@@ -376,6 +381,9 @@ fn check_config_prints_the_source_of_each_value() {
     ] {
         assert_eq!(row(name), want, "{name}");
     }
+    let diff = run_with(&format!("{line} --diff"), &environment).unwrap_err();
+    assert!(!diff.message.contains(" default\n"), "{}", diff.message);
+    assert!(diff.message.contains("\nhost"), "{}", diff.message);
     for want in [
         "  tls to engines: prefiller on; decoder on; encoder off\n",
         "\nwarning: --inference-pool has no effect",

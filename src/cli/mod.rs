@@ -3,6 +3,7 @@
 //! The only inputs are the arguments, the environment and the file named by `--configuration-file`.
 //! Nothing is written or started. This module handles syntax only; `config` interprets the values.
 
+mod check_config;
 mod exit;
 mod log;
 mod log_file;
@@ -17,8 +18,9 @@ use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches, value_parser};
 
 use crate::config::personality::SIDECAR;
-use crate::config::{self, Config, Personality};
+use crate::config::{self, Config, Personality, RawConfig};
 
+pub use check_config::CheckConfig;
 pub use exit::Exit;
 pub use log::{init_log, log_queues, set_log_level};
 pub use log_queue::LogQueues;
@@ -29,6 +31,8 @@ pub enum Command {
     /// Run the proxy with this configuration. The texts are warnings about the configuration, to
     /// log at startup.
     Proxy(Box<Config>, Vec<String>),
+    /// Check this configuration and print it.
+    Check(Box<CheckConfig>),
     /// Run the mock engine with these arguments.
     Mock(Vec<String>),
     /// Run mock engines, a sidecar and some requests in one process.
@@ -53,8 +57,7 @@ const CHECK_CONFIG: &str = "check-config";
 /// Parses the command line, including the program name, using the environment of this process.
 ///
 /// # Errors
-/// Returns the message and exit code for the user. `--help`, `--version` and a successful
-/// `check-config` are exits with code 0.
+/// Returns the message and exit code for the user. `--help` and `--version` are exits with code 0.
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, Exit> {
     parse_with(args, &|name| std::env::var(name).ok())
 }
@@ -84,11 +87,13 @@ pub fn parse_with(
         .map_err(|error| refused(&error))?;
     match matches.subcommand() {
         Some((name, matches)) if let Some(personality) = of_command(name) => {
-            let raw = personality::raw(personality, matches, environment, alias);
-            let checked = personality::read(personality, &raw)?;
-            if name == CHECK_CONFIG {
-                return Err(Exit::success(personality::report(&raw, &checked)));
+            let is_check = name == CHECK_CONFIG;
+            let file = is_check.then(|| matches.get_one::<String>(FILE)).flatten();
+            let raw = personality::raw(personality, matches, environment, alias, file);
+            if is_check {
+                return check_config(personality, matches, &raw);
             }
+            let checked = personality::read(personality, &raw)?;
             Ok(Command::Proxy(Box::new(checked.config), checked.warnings))
         }
         Some(("mock", matches)) => mock_engine_built_in().map(|()| Command::Mock(rest(matches))),
@@ -115,7 +120,8 @@ fn program() -> clap::Command {
         )
         .subcommand(
             personality::command(&SIDECAR, CHECK_CONFIG)
-                .about("Check the sidecar's flags and print every value with its source"),
+                .about("Make every check of a start, and print every value with its source")
+                .args(check_config_args()),
         )
         .subcommand(
             clap::Command::new("mock")
@@ -157,6 +163,46 @@ fn program() -> clap::Command {
                         .help("Length of each prompt in tokens"),
                 ),
         )
+}
+
+/// Returns the arguments that `check-config` has in addition to those of the sidecar.
+fn check_config_args() -> [Arg; 4] {
+    let switch = |name: &'static str, help: &'static str| {
+        let arg = Arg::new(name).long(name).action(ArgAction::SetTrue);
+        arg.help(help).help_heading("Check")
+    };
+    [
+        Arg::new(FILE)
+            .value_name("FILE")
+            .help("Configuration file (YAML), as --configuration-file"),
+        switch("offline", "Leave out the checks that need the network"),
+        switch("json", "Print the report as JSON"),
+        switch(
+            "diff",
+            "Print only the values that differ from the defaults",
+        ),
+    ]
+}
+
+/// Id of the argument of `check-config` that is a file.
+const FILE: &str = "FILE";
+
+fn check_config(
+    personality: &Personality,
+    matches: &ArgMatches,
+    raw: &RawConfig,
+) -> Result<Command, Exit> {
+    let form = check_config::Form {
+        is_json: matches.get_flag("json"),
+        is_diff: matches.get_flag("diff"),
+    };
+    let checked = config::check(personality, raw).map_err(|problems| match form.is_json {
+        true => check_config::refused(&problems),
+        false => personality::refusal(&problems),
+    })?;
+    let is_offline = matches.get_flag("offline");
+    let check = CheckConfig::new(raw, checked, form, is_offline);
+    Ok(Command::Check(Box::new(check)))
 }
 
 fn demo(matches: &ArgMatches) -> DemoOptions {

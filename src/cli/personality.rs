@@ -8,7 +8,7 @@ use std::io::{self, Read};
 use super::Exit;
 use crate::config::flag_table::{self, Key, Kind};
 use crate::config::personality::{Alias, Personality};
-use crate::config::{self, Checked, Problem, RawConfig};
+use crate::config::{self, Checked, Config, Problem, RawConfig};
 use crate::limits::CONFIGURATION_BYTES_MAX;
 
 /// Maximum width, in bytes, of the value column in the `check-config` report. Longer values extend
@@ -79,12 +79,14 @@ fn help(key: &Key) -> String {
 }
 
 /// Collects the values from the command line, the document and the environment. `alias` is the
-/// replaced program under whose name the program runs, if any.
+/// replaced program under whose name the program runs, if any. `file` is a configuration file that
+/// is given without its flag.
 pub(super) fn raw(
     personality: &Personality,
     matches: &ArgMatches,
     environment: &dyn Fn(&str) -> Option<String>,
     alias: Option<&Alias>,
+    file: Option<&String>,
 ) -> RawConfig {
     let mut raw = RawConfig::new(personality.table, personality.variables, environment);
     for (key, text) in alias.into_iter().flat_map(|alias| alias.defaults) {
@@ -99,6 +101,9 @@ pub(super) fn raw(
                 }
             }
         }
+    }
+    if let Some(file) = file {
+        raw.set(&flag_table::CONFIGURATION_FILE, file.as_str());
     }
     let given = |name: &str| matches.get_one::<String>(name).cloned();
     (personality.apply_removed)(&mut raw, &given);
@@ -148,9 +153,14 @@ pub(super) fn read(personality: &Personality, raw: &RawConfig) -> Result<Checked
     config::check(personality, raw).map_err(|problems| refusal(&problems))
 }
 
-/// Returns the output of `check-config`: every value with its source, a summary and the warnings.
-pub(super) fn report(raw: &RawConfig, checked: &Checked) -> String {
-    let values = raw.effective();
+/// Returns the output of `check-config`: every value with its source, a summary, the warnings and
+/// the problems.
+pub(super) fn report(
+    values: &[(&'static str, String, config::Source)],
+    config: &Config,
+    warnings: &[String],
+    problems: &[String],
+) -> String {
     let width = |column: fn(&(&str, String, config::Source)) -> usize, max: usize| {
         let widths = values.iter().map(column);
         widths.filter(|width| *width <= max).max().unwrap_or(0)
@@ -158,7 +168,7 @@ pub(super) fn report(raw: &RawConfig, checked: &Checked) -> String {
     let names = width(|(name, ..)| name.len(), usize::MAX);
     let texts = width(|(_, text, _)| text.len(), TEXT_COLUMN_MAX);
     let mut report = String::new();
-    for (name, text, source) in &values {
+    for (name, text, source) in values {
         let text = match text.as_str() {
             "" => "-",
             text => text,
@@ -166,13 +176,19 @@ pub(super) fn report(raw: &RawConfig, checked: &Checked) -> String {
         report.push_str(&format!("{name:names$}  {text:texts$}  {source}\n"));
     }
     report.push_str("\nSummary:\n");
-    for (name, text) in checked.config.describe() {
+    for (name, text) in config.describe() {
         report.push_str(&format!("  {name}: {text}\n"));
     }
-    for warning in &checked.warnings {
+    for warning in warnings {
         report.push_str(&format!("\nwarning: {warning}"));
     }
-    match checked.warnings.len() {
+    for problem in problems {
+        report.push_str(&format!("\nproblem: {problem}"));
+    }
+    match warnings.len() {
+        _ if !problems.is_empty() => {
+            report.push_str("\n\nringside cannot start with this configuration.");
+        }
         0 => report.push_str("\nThe configuration is valid."),
         1 => report.push_str("\n\nThe configuration is valid, with 1 warning."),
         count => report.push_str(&format!(
@@ -182,7 +198,7 @@ pub(super) fn report(raw: &RawConfig, checked: &Checked) -> String {
     report
 }
 
-fn refusal(problems: &[Problem]) -> Exit {
+pub(super) fn refusal(problems: &[Problem]) -> Exit {
     let lines: Vec<_> = problems
         .iter()
         .map(|problem| match problem.excerpt.as_str() {

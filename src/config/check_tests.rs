@@ -686,9 +686,10 @@ fn variables_apply_without_a_flag() {
     ];
     assert_eq!(ports(&[], &[]), ((8998, 7777, 8998), 0));
     assert_eq!(ports(set, &[]), ((11, 12, 13), 0));
-    assert_eq!(ports(set, flags), ((1, 2, 13), 0));
+    // The connector is not mooncake, so its flag has no effect.
+    assert_eq!(ports(set, flags), ((1, 2, 13), 1));
     assert_eq!(ports(unreadable, &[]), ((8998, 7777, 8998), 3));
-    assert_eq!(ports(unreadable, flags), ((1, 2, 8998), 1));
+    assert_eq!(ports(unreadable, flags), ((1, 2, 8998), 2));
     assert_eq!(ports(empty, &[]), ((8998, 7777, 8998), 0));
     // A number that is not a valid port is an error, not just a warning.
     let got = problems_in(&[("P2P_CONNECTOR_PORT", "70000")], &[]);

@@ -35,6 +35,7 @@ impl RawConfig {
     ) -> Result<(), String> {
         let key = known(personality, &entry.key)?;
         let text = match &entry.value {
+            Value::Nothing if is_guard(key) => String::new(),
             Value::Nothing => return Ok(()),
             Value::Text(text) => text.trim().to_owned(),
             Value::List(items) if matches!(key.kind, Kind::List(_)) => items.join(","),
@@ -44,7 +45,7 @@ impl RawConfig {
         if key.kind == Kind::Switch {
             let text = switch(&text).map_or(text, |on| on.to_string());
             self.set_in_document(key, text, name, entry.line);
-        } else if text.is_empty()
+        } else if (text.is_empty() && !is_guard(key))
             || (text == "0" && key.name != flag_table::PREFILL_MAX_RETRIES.name)
         {
             if text == "0" && key.default != "0" {
@@ -60,6 +61,13 @@ impl RawConfig {
         }
         Ok(())
     }
+}
+
+/// Returns whether an empty value of the key would open a guard. It is then refused, since it is
+/// probably a mistake, and pd-sidecar does not have the key.
+fn is_guard(key: &Key) -> bool {
+    let guards = [&flag_table::ALLOW_TARGET, &flag_table::ALLOW_TARGETS_FILE];
+    guards.iter().any(|guard| guard.name == key.name)
 }
 
 /// Parses a switch like a flag does, and additionally accepts YAML 1.1's `yes`, `no`, `on` and

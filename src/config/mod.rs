@@ -11,6 +11,7 @@ mod cores;
 mod describe;
 mod document;
 pub mod flag_table;
+mod guards;
 mod nearest;
 pub mod personality;
 mod problem;

@@ -106,6 +106,10 @@ pub fn size(text: &str) -> Result<u64, UnitError> {
         .unwrap_or(text.len());
     let (whole, fraction, scale) = decimal(&text[..digits])?;
     let unit = text[digits..].trim_start();
+    // A part of a byte is a forgotten unit.
+    if unit.is_empty() && text[..digits].contains('.') {
+        return Err(UnitError::Unit);
+    }
     let (_, factor) = SIZE_UNITS
         .iter()
         .find(|(name, _)| *name == unit)
@@ -285,6 +289,8 @@ mod tests {
             ("1MB", Ok(1_000_000)),
             ("2GiB", Ok(2 << 30)),
             ("1.5GiB", Ok(3 << 29)),
+            ("1.5", Err(UnitError::Unit)),
+            ("1.", Err(UnitError::Unit)),
             ("10 MiB", Ok(10 << 20)),
             ("7B", Ok(7)),
             ("", Err(UnitError::Empty)),

@@ -99,7 +99,7 @@ fn config(port: u16, decode_port: u16) -> Result<Config, Exit> {
     ];
     match cli::parse_with(args.map(Into::into), &|_| None)? {
         Command::Proxy(config, _) => Ok(*config),
-        Command::Mock(_) | Command::Demo(_) => Err(Exit::runtime(
+        Command::Check(_) | Command::Mock(_) | Command::Demo(_) => Err(Exit::runtime(
             "demo: the command line did not select the sidecar",
         )),
     }

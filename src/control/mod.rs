@@ -19,6 +19,7 @@ mod metrics_port;
 #[cfg(feature = "otlp")]
 mod otlp;
 mod page_listener;
+mod preflight;
 mod publish;
 mod reload;
 mod resolver_threads;
@@ -32,5 +33,6 @@ mod traces;
 mod versions;
 mod watch;
 
+pub use preflight::check;
 pub use startup::{run, start};
 pub use supervise::Running;

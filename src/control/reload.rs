@@ -33,7 +33,7 @@ impl Reload {
                 self.take(&config);
             }
             // Only a proxy has settings that can change.
-            Ok(Command::Mock(_) | Command::Demo(_)) => {}
+            Ok(Command::Check(_) | Command::Mock(_) | Command::Demo(_)) => {}
             Err(exit) => {
                 self.result.record(false);
                 let why = exit.message.trim_end();

@@ -36,7 +36,7 @@ use crate::fleet::{EndpointSpec, Registry as Fleet, Target};
 use crate::limits::{
     BIND_RETRY_MS_MAX, BIND_RETRY_PAUSE_MS, LOG_FLUSH_MS_MAX, RESERVED_FILES, SHARD_FILES,
 };
-use crate::metrics::access_log::{self, AccessRing};
+use crate::metrics::access_log::{self, AccessRing, AccessWriter};
 use crate::metrics::{
     BudgetShown, DnsCounters, LogLinesLost, Registry, ReloadResult, ReloadResultShown, Reloads,
     ReloadsShown, ShardMetrics,
@@ -84,7 +84,9 @@ pub async fn start(config: Config) -> Result<Running, Exit> {
     let cpus = sys::ProcessCpus::read();
     let topology = sys::Topology::read();
     let plan = sys::plan_cores(&config.cores, &cpus, &topology, sys::claim_cpu)?;
-    log_warnings(&config, &plan);
+    for warning in start_warnings(&config, &plan) {
+        tracing::warn!("{warning}");
+    }
     let (tls, renewal) = TlsContext::load(&config)?;
     let admin = bind_ports(&config).await?;
     let metrics_port = config.metrics.as_ref().map(MetricsPort::bind).transpose()?;
@@ -101,8 +103,7 @@ pub async fn start(config: Config) -> Result<Running, Exit> {
     sources.follow(allowlist.as_ref(), &changes).await?;
     follow_versions(&shared, &changes);
     memory::follow(Arc::clone(&shared.budget));
-    let log = access_log::start(&shared.config.log.access, shard_count)
-        .map_err(|error| Exit::runtime(format!("--access-log cannot be opened: {error}")))?;
+    let log = start_access_log(&shared.config, shard_count)?;
     let (rings, writer) = log.unzip();
     let mut tracing = traces::start(shared.config.tracing.as_ref(), shard_count).await?;
     log_configuration(&shared, driver, &plan.seats, files);
@@ -146,6 +147,16 @@ pub async fn start(config: Config) -> Result<Running, Exit> {
         reload: Reload::new(&shared.config, reloaded),
         started: tokio::time::Instant::now(),
     })
+}
+
+/// Starts the access log. Returns a ring for each shard and the handle to its thread, or `None` if
+/// the log is off.
+fn start_access_log(
+    config: &Config,
+    shards: usize,
+) -> Result<Option<(Vec<AccessRing>, AccessWriter)>, Exit> {
+    access_log::start(&config.log.access, shards)
+        .map_err(|error| Exit::config(format!("ringside: --access-log cannot be opened: {error}")))
 }
 
 /// Registers the metrics of the whole process. Returns that of reloads.
@@ -340,7 +351,7 @@ fn keep_certificate(renewal: Option<Renewal>, registry: &mut Registry) {
 }
 
 /// Returns the fleet that the configuration describes.
-async fn fleet(config: &Config) -> Fleet {
+pub(super) async fn fleet(config: &Config) -> Fleet {
     let targets = config.pools.iter().flat_map(|pool| &pool.endpoints);
     let targets: Vec<&Target> = targets.collect();
     let mut resolved = resolve_all(&targets).await.into_iter();
@@ -422,17 +433,19 @@ fn registry(
     }
 }
 
-fn log_warnings(config: &Config, plan: &sys::CorePlan) {
-    for warning in &plan.warnings {
-        tracing::warn!("{warning}");
-    }
+/// Returns the warnings about guards that are open and about the cores.
+pub(super) fn start_warnings(config: &Config, plan: &sys::CorePlan) -> Vec<String> {
+    let mut warnings = config.open_guards();
+    warnings.extend_from_slice(&plan.warnings);
     if config.busy_poll.is_some() && plan.seats.iter().any(|seat| seat.cpus.len() != 1) {
-        tracing::warn!(
+        warnings.push(
             "--busy-poll with a shard that is not pinned to a CPU: polling takes CPU time from \
              other programs, and uses up a CPU quota, after which streams stall until its next \
              period; give the shard a CPU (--cores)"
+                .to_owned(),
         );
     }
+    warnings
 }
 
 /// Selects the I/O driver of the shards: io_uring if the kernel accepts it with the required flags;

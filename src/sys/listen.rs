@@ -86,6 +86,14 @@ pub fn probe(at: ListenAddress) -> Result<(), BindError> {
     listen(&socket, 1).map_err(|errno| BindError::new(at, errno))
 }
 
+/// Checks that a process can listen at an address, without listening.
+///
+/// # Errors
+/// The reason why it cannot. [`BindError::Busy`] may be due to a process that is to be replaced.
+pub fn check_address(at: ListenAddress) -> Result<(), BindError> {
+    open(at, Sharing::Alone).map(drop)
+}
+
 /// Returns a listening socket that shares its port with the sockets of other shards.
 ///
 /// # Errors

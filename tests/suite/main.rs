@@ -16,6 +16,7 @@ mod allowlist;
 mod apis;
 mod bodies;
 mod certificates;
+mod check_config;
 mod chunked;
 mod cli;
 mod client;

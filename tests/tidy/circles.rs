@@ -93,6 +93,7 @@ const LAYERS: [(&str, &[&[&str]]); 3] = [
             ],
             &["supervise"],
             &["startup"],
+            &["preflight"],
             &["demo"],
         ],
     ),

@@ -23,6 +23,14 @@ impl Reader<'_> {
                 .map(PathBuf::from),
             pool: self.pool(),
         };
+        for key in [&flag_table::ALLOW_TARGET, &flag_table::ALLOW_TARGETS_FILE] {
+            if self.is_given(key) && self.text(key).trim().is_empty() {
+                // Probably a variable that is not set.
+                let text = "is empty, so it would not restrict targets; leave it out for that, or \
+                            give a value";
+                self.problem(key, text);
+            }
+        }
         // Invalid rules count here too; they are reported as a separate problem.
         let own =
             !self.text(&flag_table::ALLOW_TARGET).is_empty() || allowlist.rules_file.is_some();

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::super::Source;
 use super::super::flag_table;
 use super::super::units;
 use super::super::{
@@ -31,7 +32,7 @@ impl Reader<'_> {
         PdConfig {
             kv_connector,
             encoder: self.encoder(),
-            ports: self.connector_ports(size),
+            ports: self.connector_ports(kv_connector, size),
             p2p_pull: self.p2p_pull(kv_connector),
             speculative_prefill: self.switch(&flag_table::ENABLE_SPECULATIVE_PREFILL),
             mori: self.mori(kv_connector),
@@ -88,10 +89,13 @@ impl Reader<'_> {
         }
     }
 
-    fn connector_ports(&mut self, size: u32) -> ConnectorPorts {
+    fn connector_ports(&mut self, kind: KvConnector, size: u32) -> ConnectorPorts {
         let p2p = &flag_table::P2P_CONNECTOR_PORT;
+        self.expect_connector(p2p, kind, &[KvConnector::Offloading, KvConnector::Nixlv2]);
+        let bootstrap = &flag_table::MOONCAKE_BOOTSTRAP_PORT;
+        self.expect_connector(bootstrap, kind, &[KvConnector::Mooncake]);
         ConnectorPorts {
-            mooncake_bootstrap: self.port(&flag_table::MOONCAKE_BOOTSTRAP_PORT),
+            mooncake_bootstrap: self.port(bootstrap),
             sglang_bootstrap: self.variable(
                 "SGLANG_BOOTSTRAP_PORT",
                 SGLANG_BOOTSTRAP_PORT,
@@ -116,12 +120,32 @@ impl Reader<'_> {
         on
     }
 
+    /// Warns of a flag that has no effect with this connector.
+    fn expect_connector(
+        &mut self,
+        key: &flag_table::Key,
+        kind: KvConnector,
+        wanted: &[KvConnector],
+    ) {
+        // A variable may be set for every program of a pod.
+        let is_set = matches!(
+            self.raw.source(key),
+            Source::Flag(_) | Source::Document { .. }
+        );
+        if is_set && !wanted.contains(&kind) {
+            let names: Vec<_> = wanted.iter().map(|kind| kind.name()).collect();
+            let text = format!(
+                "--{} has no effect without --kv-connector={}",
+                key.name,
+                names.join(" or ")
+            );
+            self.warnings.push(text);
+        }
+    }
+
     fn atom_dp_size(&mut self, kind: KvConnector) -> u32 {
         let key = &flag_table::ATOM_DP_SIZE;
-        if self.is_given(key) && kind != KvConnector::Atom {
-            let text = "--atom-dp-size has no effect without --kv-connector=atom";
-            self.warnings.push(text.to_owned());
-        }
+        self.expect_connector(key, kind, &[KvConnector::Atom]);
         self.count(key, 1, ATOM_RANKS_MAX)
     }
 
