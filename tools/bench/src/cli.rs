@@ -187,11 +187,12 @@ fn overhead() -> Command {
         "TIME is a number with ns, us, ms, s, m or h.\n\n\
          Requests come in pairs, one to each side, in random order. Intervals: 95 %, percentile \
          bootstrap over\npairs, {RESAMPLES} resamples.\n\n\
-         Exit codes: 0 measured; 1 a request failed, a response was wrong, or the run could not be \
-         completed;\n2 usage error; 3 invalid for this machine or these servers; 6 \
-         --max-overhead-p99 exceeded: the lower end\nof the interval of the p99 overhead, of the \
-         first token or of the gaps, is above the limit. If the\ninterval contains the limit, the \
-         exit code is 0 and the report states that the gate is undecided."
+         Exit codes: 0 measured; 1 a request failed, a response was wrong, the run could not be \
+         completed, or the\ngate --max-overhead-p99 was not met; 2 usage error; 3 invalid for this \
+         machine or these servers.\n\n\
+         The gate is not met if the lower end of the interval of the p99 overhead, of the first \
+         token or of the\ngaps, is above the limit. If the interval contains the limit, the exit \
+         code is 0 and the report states\nthat the gate is undecided."
     );
     Command::new("overhead")
         .about("Measure the latency that a proxy adds to an engine")
@@ -306,7 +307,7 @@ fn report_args() -> Vec<Arg> {
         option(
             "max-overhead-p99",
             "TIME",
-            "Exit with code 6 if the proxy adds more than this at the 99th percentile",
+            "Gate: exit with code 1 if the proxy adds more than this at the 99th percentile",
         ),
         option("json", "FILE", "Write a JSON report; - for standard output"),
         option("html", "FILE", "Write an HTML report with plots"),

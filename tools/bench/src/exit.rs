@@ -17,14 +17,12 @@ impl Exit {
     /// Success.
     pub const OK: u8 = 0;
     /// A failure at run time, for example of a server, of a request, of a check of the responses or
-    /// the process, or of writing a report.
+    /// the process, or of writing a report; also a gate that was not met.
     pub const RUNTIME: u8 = 1;
     /// Invalid command line.
     pub const USAGE: u8 = 2;
     /// The options are invalid for this machine or these servers; a retry will fail too.
     pub const CONFIG: u8 = 3;
-    /// The measured overhead is above `--max-overhead-p99`.
-    pub const EXCEEDED: u8 = 6;
 
     /// Creates an exit with code 0 that prints text which the user requested (help or version).
     pub fn said(message: impl Into<String>) -> Self {
@@ -44,11 +42,6 @@ impl Exit {
     /// Creates an exit for options that are invalid for this machine or these servers.
     pub fn config(message: impl Into<String>) -> Self {
         Self::new(Self::CONFIG, message)
-    }
-
-    /// Creates an exit for an overhead above `--max-overhead-p99`.
-    pub fn exceeded(message: impl Into<String>) -> Self {
-        Self::new(Self::EXCEEDED, message)
     }
 
     fn new(code: u8, message: impl Into<String>) -> Self {

@@ -110,9 +110,9 @@ fn conclude(report: &Report) -> Result<(), Exit> {
         )));
     }
     match &report.gate {
-        Some(gate) if gate.verdict == Verdict::Exceeded => Err(Exit::exceeded(format!(
-            "ringside-bench: the proxy adds {} to the p99 of the {} (at least {} with 97.5 % \
-             confidence), more than the {} of --max-overhead-p99",
+        Some(gate) if gate.verdict == Verdict::Exceeded => Err(Exit::runtime(format!(
+            "ringside-bench: gate not met: --max-overhead-p99: the proxy adds {} to the p99 of the \
+             {} (at least {} with 97.5 % confidence), the limit is {}",
             show_signed_ns(gate.p99.estimate),
             gate.metric,
             show_signed_ns(gate.p99.low),

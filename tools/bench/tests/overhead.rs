@@ -168,9 +168,17 @@ fn the_gate_has_an_exit_code() {
     let exceeded = [&run[..], &["--max-overhead-p99=1ms"]].concat();
     let output = bench(engine.addr(), slow, &exceeded);
     let (table, said) = (text(&output.stdout), text(&output.stderr));
-    assert_eq!(output.status.code(), Some(6));
+    assert_eq!(output.status.code(), Some(1));
     assert!(table.contains("gate: --max-overhead-p99 1.00 ms: exceeded"));
-    assert!(said.contains("time to first token"), "{said}");
+    assert!(
+        said.contains("gate not met: --max-overhead-p99: the proxy adds +"),
+        "{said}"
+    );
+    assert!(
+        said.contains("the p99 of the time to first token"),
+        "{said}"
+    );
+    assert!(said.contains("the limit is 1.00 ms"), "{said}");
     // Standard error is a pipe here, not a terminal, so there is no progress bar.
     assert!(!said.contains("concurrent"), "{said}");
 }
