@@ -10,7 +10,7 @@ use clap::{Arg, ArgAction, ArgGroup, ArgMatches, Command, value_parser};
 
 use crate::exit::Exit;
 use crate::limits::{
-    CONNECTIONS_MAX, PAIRS_MAX, PROMPT_TOKENS_MAX, RATE_MAX, RESAMPLES, RESPONSE_TOKENS_MAX,
+    CONNECTIONS_MAX, PROMPT_TOKENS_MAX, RATE_MAX, RESAMPLES, RESPONSE_TOKENS_MAX, ROUNDS_MAX,
 };
 use crate::request::Api;
 use crate::schedule::Load;
@@ -59,10 +59,10 @@ impl Target {
 /// The requested length of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Length {
-    /// The run consists of this many pairs of requests, not counting the warm-up.
-    Pairs(u64),
-    /// The run starts new pairs of requests for this long, counted from the start of the first pair
-    /// after the warm-up.
+    /// The run consists of this many rounds of requests, not counting the warm-up.
+    Rounds(u64),
+    /// The run starts new rounds of requests for this long, counted from the start of the first
+    /// round after the warm-up.
     Time(Duration),
 }
 
@@ -110,9 +110,9 @@ pub struct Options {
     /// When requests are sent: in a closed loop with a number of concurrent requests, or in an open
     /// loop at a rate.
     pub load: Load,
-    /// Length of the run, as a number of pairs or as a time.
+    /// Length of the run, as a number of rounds or as a time.
     pub length: Length,
-    /// Number of pairs of requests at the start of the run that are not measured.
+    /// Number of rounds of requests at the start of the run that are not measured.
     pub warmup: u32,
     /// Names and values of additional header fields in requests to the engine (index 0) and to the
     /// proxy (index 1).
@@ -126,7 +126,7 @@ pub struct Options {
     pub json: Option<Output>,
     /// Path of the HTML report; `None` to write none.
     pub html: Option<PathBuf>,
-    /// Seed of the random numbers that determine which request of a pair is sent first, the send
+    /// Seed of the random numbers that determine which request of a round is sent first, the send
     /// times in an open loop, and the bootstrap's resamples.
     pub seed: u64,
     /// Number of the CPU that the measuring thread is pinned to; `None` to leave it unpinned.
@@ -185,8 +185,8 @@ fn switch(name: &'static str, help: &'static str) -> Arg {
 fn overhead() -> Command {
     let after = format!(
         "TIME is a number with ns, us, ms, s, m or h.\n\n\
-         Requests come in pairs, one to each side, in random order. Intervals: 95 %, percentile \
-         bootstrap over\npairs, {RESAMPLES} resamples.\n\n\
+         Requests come in rounds, one to each side, in random order. Intervals: 95 %, percentile \
+         bootstrap over\nrounds, {RESAMPLES} resamples.\n\n\
          Exit codes: 0 measured; 1 a request failed, a response was wrong, the run could not be \
          completed, or the\ngate --max-overhead-p99 was not met; 2 usage error; 3 invalid for this \
          machine or these servers.\n\n\
@@ -275,10 +275,10 @@ fn load_args() -> Vec<Arg> {
         .value_parser(["poisson", "fixed"])
         .default_value("poisson")
         .requires("rate"),
-        option("requests", "N", "Pairs of requests [default: 500]")
-            .value_parser(value_parser!(u64).range(1..=PAIRS_MAX)),
-        option("duration", "TIME", "Start new pairs for this long"),
-        option("warmup", "N", "Pairs that are sent first and not measured")
+        option("requests", "N", "Rounds of requests [default: 500]")
+            .value_parser(value_parser!(u64).range(1..=ROUNDS_MAX)),
+        option("duration", "TIME", "Start new rounds for this long"),
+        option("warmup", "N", "Rounds that are sent first and not measured")
             .default_value("20")
             .value_parser(value_parser!(u32).range(0..=100_000)),
         option(
@@ -338,7 +338,7 @@ fn options(matches: &ArgMatches) -> Result<Options, Exit> {
     };
     let length = match time_of(matches, "duration")? {
         Some(time) => Length::Time(time),
-        None => Length::Pairs(number(matches, "requests").unwrap_or(500)),
+        None => Length::Rounds(number(matches, "requests").unwrap_or(500)),
     };
     Ok(Options {
         targets: [target(matches, "direct")?, target(matches, "proxy")?],
@@ -500,7 +500,7 @@ mod tests {
             ["a:1", "[::1]:2"]
         );
         assert_eq!(options.load, Load::Closed { concurrency: 1 });
-        assert_eq!(options.length, Length::Pairs(500));
+        assert_eq!(options.length, Length::Rounds(500));
         assert_eq!((options.api, options.tokens_max), (Api::Completions, 32));
         assert_eq!((options.warmup, options.prompt_tokens), (20, 128));
         assert!(options.ignore_eos && !options.unique && !options.busy_poll);

@@ -117,7 +117,7 @@ pub fn run(setup: &Setup, progress: &AtomicU64) -> Result<Run, RunError> {
         .map(|(after, before)| after.since(before));
     let (begun, now) = (client.schedule.begun_ns(), client.now());
     client.run.wall_ns = begun.map_or(0, |begun| now.saturating_sub(begun));
-    client.run.pairs = client.schedule.pairs().saturating_sub(setup.warmup);
+    client.run.rounds = client.schedule.rounds().saturating_sub(setup.warmup);
     Ok(client.run)
 }
 
@@ -129,8 +129,8 @@ impl<'a> Client<'a> {
     /// Reserves memory in advance: growing a vector of millions of elements moves it, which takes
     /// longer than the latencies being measured.
     fn reserve(&mut self) {
-        if let Until::Pairs(pairs) = self.setup.until {
-            let responses = usize::try_from(pairs).unwrap_or(0).saturating_mul(2);
+        if let Until::Rounds(rounds) = self.setup.until {
+            let responses = usize::try_from(rounds).unwrap_or(0).saturating_mul(2);
             self.run.done.reserve(responses);
         }
         for gaps in &mut self.run.gaps {
@@ -258,7 +258,7 @@ impl<'a> Client<'a> {
         let mut exchange = Box::new(Exchange {
             ask,
             start_ns: 0,
-            request: setup.requests.of(ask.pair, ask.side, setup.salt),
+            request: setup.requests.of(ask.round, ask.side, setup.salt),
             sent: 0,
             full: false,
             moved_ns: 0,
@@ -407,17 +407,17 @@ impl<'a> Client<'a> {
             return Err(EventError::Cut);
         }
         let (first_ns, text) = response.finish()?;
-        let Some(pair) = ask.pair.checked_sub(self.setup.warmup) else {
+        let Some(round) = ask.round.checked_sub(self.setup.warmup) else {
             return Ok(());
         };
         let gaps = &mut self.run.gaps[ask.side.index()];
-        gaps.extend(response.gaps_ns.iter().map(|gap| (*gap, pair)));
+        gaps.extend(response.gaps_ns.iter().map(|gap| (*gap, round)));
         if gaps.len() > GAPS_MAX && !self.run.full {
             self.run.full = true;
             self.stop();
         }
         self.run.done.push(Done {
-            pair,
+            round,
             side: ask.side,
             start_ns,
             ttft_ns: first_ns.saturating_sub(start_ns),
@@ -433,7 +433,7 @@ impl<'a> Client<'a> {
     /// `false`, because its connection must not be reused, or an error if the request belongs to
     /// the warm-up.
     fn failed(&mut self, ask: Ask, what: String) -> Result<bool, RunError> {
-        if ask.pair < self.setup.warmup {
+        if ask.round < self.setup.warmup {
             return Err(RunError::Warmup(ask.side, what));
         }
         let side = ask.side.index();

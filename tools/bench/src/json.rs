@@ -13,7 +13,7 @@ use crate::table::method;
 
 /// Version of the JSON report's format. Incremented when a member is removed or changes its
 /// meaning.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 
 /// Returns the complete `overhead` report as JSON.
 #[must_use]
@@ -38,8 +38,8 @@ pub fn json(report: &Report) -> Value {
             "resamples": RESAMPLES,
             "quantile": "nearest rank",
         },
-        "pairs": run.pairs,
-        "pairs_complete": report.pairs_complete,
+        "rounds": run.rounds,
+        "rounds_complete": report.rounds_complete,
         "wall_ns": run.wall_ns,
         "metrics": report.metrics.iter().map(metric).collect::<Vec<_>>(),
         "answers": responses(report),
@@ -84,7 +84,7 @@ fn parameters(report: &Report) -> Value {
         }),
     };
     let length = match options.length {
-        Length::Pairs(pairs) => json!({"pairs": pairs}),
+        Length::Rounds(rounds) => json!({"rounds": rounds}),
         Length::Time(time) => json!({"duration_ns": nanos(time)}),
     };
     json!({
@@ -184,9 +184,9 @@ fn responses(report: &Report) -> Value {
         })
     });
     json!({
-        "pairs_compared": sequence.pairs,
-        "pairs_with_other_number_of_events": sequence.events_differ,
-        "pairs_with_other_text": sequence.texts_differ,
+        "rounds_compared": sequence.rounds,
+        "rounds_with_other_number_of_events": sequence.events_differ,
+        "rounds_with_other_text": sequence.texts_differ,
         "numbered": sequence.numbered,
         "wrong": sequence.is_wrong(),
         "first": sequence.first,

@@ -44,8 +44,8 @@ pub const SILENCE_CHECK_MS: u64 = 500;
 /// A timer wakes it tens of microseconds late, and later still on a virtual machine.
 pub const SPIN_BEFORE_SEND_US: u64 = 150;
 
-/// Maximum number of pairs of requests in one `overhead` run, not counting the warm-up.
-pub const PAIRS_MAX: u64 = 500_000;
+/// Maximum number of rounds of requests in one `overhead` run, not counting the warm-up.
+pub const ROUNDS_MAX: u64 = 500_000;
 /// Maximum number of gaps between events that are kept per side. Every resample iterates over all
 /// of them. Beyond this the run ends early, and the report states so.
 pub const GAPS_MAX: usize = 2_000_000;

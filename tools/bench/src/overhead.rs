@@ -33,7 +33,7 @@ const PROGRESS_LOOK: Duration = Duration::from_millis(200);
 ///
 /// # Errors
 /// Returns an error if the measurement fails, and also if the report contains failed requests, no
-/// complete pair, wrong responses or an exceeded `--max-overhead-p99`.
+/// complete round, wrong responses or an exceeded `--max-overhead-p99`.
 pub fn run(options: Options) -> Result<(), Exit> {
     check_gaps(&options)?;
     check_cpu(options.cpu)?;
@@ -86,7 +86,7 @@ pub fn run(options: Options) -> Result<(), Exit> {
     conclude(&report)
 }
 
-/// Returns an error with the exit code if the report contains failed requests, no complete pair,
+/// Returns an error with the exit code if the report contains failed requests, no complete round,
 /// wrong responses or an exceeded `--max-overhead-p99`.
 fn conclude(report: &Report) -> Result<(), Exit> {
     let failures = &report.run.failures;
@@ -95,13 +95,13 @@ fn conclude(report: &Report) -> Result<(), Exit> {
             return Err(Exit::runtime(format!(
                 "ringside-bench: {} of {} requests failed; {}: {first}",
                 failures.total(),
-                u64::from(report.run.pairs) * 2,
+                u64::from(report.run.rounds) * 2,
                 side.name()
             )));
         }
     }
-    if report.pairs_complete == 0 {
-        return Err(Exit::runtime("ringside-bench: no pair was complete"));
+    if report.rounds_complete == 0 {
+        return Err(Exit::runtime("ringside-bench: no round was complete"));
     }
     if report.sequence.is_wrong() {
         let first = report.sequence.first.as_deref().unwrap_or("see the report");
@@ -129,17 +129,17 @@ fn conclude(report: &Report) -> Result<(), Exit> {
     }
 }
 
-/// Returns an error if the requested number of pairs can result in more than `GAPS_MAX` gaps
+/// Returns an error if the requested number of rounds can result in more than `GAPS_MAX` gaps
 /// between events per side. Always succeeds if the length of the run is given as a time.
 fn check_gaps(options: &Options) -> Result<(), Exit> {
-    let Length::Pairs(pairs) = options.length else {
+    let Length::Rounds(rounds) = options.length else {
         return Ok(());
     };
-    let gaps = pairs.saturating_mul(u64::from(options.tokens_max - 1));
+    let gaps = rounds.saturating_mul(u64::from(options.tokens_max - 1));
     let gaps_max = crate::limits::GAPS_MAX as u64;
     if gaps > gaps_max {
         return Err(Exit::usage(format!(
-            "ringside-bench: --requests {pairs} times --max-tokens {} exceeds the {gaps_max} \
+            "ringside-bench: --requests {rounds} times --max-tokens {} exceeds the {gaps_max} \
              gaps that are kept; lower one of them",
             options.tokens_max
         )));
@@ -226,7 +226,7 @@ fn setup(options: &Options) -> Result<(Setup, String, usize), Exit> {
         requests: Requests::new(&question, [&direct, &proxy], fields),
         load: options.load,
         until: match options.length {
-            Length::Pairs(pairs) => Until::Pairs(pairs),
+            Length::Rounds(rounds) => Until::Rounds(rounds),
             Length::Time(time) => Until::Ns(nanos(time)),
         },
         warmup: options.warmup,
@@ -319,7 +319,7 @@ pub(crate) fn on_cpu(cpu: Option<usize>) -> Result<(), String> {
 
 fn bar(options: &Options) -> ProgressBar {
     let length = match options.length {
-        Length::Pairs(pairs) => (pairs + u64::from(options.warmup)) * 2,
+        Length::Rounds(rounds) => (rounds + u64::from(options.warmup)) * 2,
         Length::Time(time) => time.as_secs().max(1),
     };
     let bar = ProgressBar::new(length);
@@ -336,7 +336,7 @@ fn show(bar: &ProgressBar, options: &Options, responses: u64, since: Duration) {
         Load::Open { rate, .. } => format!("{rate} requests/s"),
     };
     match options.length {
-        Length::Pairs(_) => {
+        Length::Rounds(_) => {
             bar.set_position(responses);
             bar.set_message(format!("responses, {rate}"));
         }

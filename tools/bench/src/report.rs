@@ -27,24 +27,24 @@ pub struct Metric {
     pub overhead: Overhead,
 }
 
-/// The result of checking the responses of the complete pairs.
+/// The result of checking the responses of the complete rounds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ResponseCheck {
-    /// Number of pairs checked.
-    pub pairs: u64,
+    /// Number of rounds checked.
+    pub rounds: u64,
     /// Number of responses whose tokens are numbered by a mock engine. The order of their tokens is
     /// checked.
     pub numbered: u64,
     /// Number of responses per side in which a numbered token is missing, duplicated, swapped or
     /// from another response.
     pub broken: [u64; 2],
-    /// Number of pairs whose two responses have different numbers of events; `None` if the number
+    /// Number of rounds whose two responses have different numbers of events; `None` if the number
     /// of events also varies among direct responses.
     pub events_differ: Option<u64>,
-    /// Number of pairs whose two responses have different texts; `None` if the text also varies
+    /// Number of rounds whose two responses have different texts; `None` if the text also varies
     /// among direct responses.
     pub texts_differ: Option<u64>,
-    /// Description of the first broken response or of the first pair whose responses differ; `None`
+    /// Description of the first broken response or of the first round whose responses differ; `None`
     /// if there is nothing to report.
     pub first: Option<String>,
 }
@@ -143,8 +143,8 @@ pub struct Report {
     /// The unevaluated results of the run. Its `gaps` are empty, because they have been moved into
     /// `metrics`.
     pub run: Run,
-    /// Number of pairs with two complete responses.
-    pub pairs_complete: u32,
+    /// Number of rounds with two complete responses.
+    pub rounds_complete: u32,
     /// The result of checking the responses.
     pub sequence: ResponseCheck,
     /// The verdict on `--max-overhead-p99`; `None` if the option is not given.
@@ -157,17 +157,17 @@ impl Report {
     /// Evaluates a run; takes seconds for millions of gaps.
     #[must_use]
     pub fn new(around: Around, mut run: Run) -> Self {
-        let pairs = complete(&run.done, run.pairs);
-        let count = pairs.iter().flatten().count();
-        let metrics = metrics(&pairs, std::mem::take(&mut run.gaps), around.options.seed);
-        let sequence = sequence(pairs.iter().flatten());
+        let rounds = complete(&run.done, run.rounds);
+        let count = rounds.iter().flatten().count();
+        let metrics = metrics(&rounds, std::mem::take(&mut run.gaps), around.options.seed);
+        let sequence = sequence(rounds.iter().flatten());
         let limit = around.options.overhead_p99_max;
         let mut report = Self {
             gate: limit.map(|limit| judge(limit, &metrics)),
             around,
             metrics,
             run,
-            pairs_complete: u32::try_from(count).unwrap_or(u32::MAX),
+            rounds_complete: u32::try_from(count).unwrap_or(u32::MAX),
             sequence,
             warnings: Vec::new(),
         };
@@ -176,13 +176,13 @@ impl Report {
     }
 }
 
-/// Returns the two responses of each pair, direct first, in the order of the pairs' numbers; `None`
-/// for a pair of which a response is missing.
-fn complete(done: &[Done], pairs: u32) -> Vec<Option<(Done, Done)>> {
-    let mut halves = vec![[None; 2]; pairs as usize];
+/// Returns the two responses of each round, direct first, in the order of the rounds' numbers; `None`
+/// for a round of which a response is missing.
+fn complete(done: &[Done], rounds: u32) -> Vec<Option<(Done, Done)>> {
+    let mut halves = vec![[None; 2]; rounds as usize];
     for response in done {
-        if let Some(pair) = halves.get_mut(response.pair as usize) {
-            pair[response.side.index()] = Some(*response);
+        if let Some(round) = halves.get_mut(response.round as usize) {
+            round[response.side.index()] = Some(*response);
         }
     }
     let both = |[direct, proxy]: [Option<Done>; 2]| direct.zip(proxy);
@@ -190,29 +190,29 @@ fn complete(done: &[Done], pairs: u32) -> Vec<Option<(Done, Done)>> {
 }
 
 /// Returns the time to first token, the gaps between chunks and the total time of the complete
-/// pairs, with their overheads.
-fn metrics(pairs: &[Option<(Done, Done)>], gaps: [Vec<(u64, u32)>; 2], seed: u64) -> [Metric; 3] {
-    // New numbers for the complete pairs, without gaps.
+/// rounds, with their overheads.
+fn metrics(rounds: &[Option<(Done, Done)>], gaps: [Vec<(u64, u32)>; 2], seed: u64) -> [Metric; 3] {
+    // New numbers for the complete rounds, without gaps.
     let mut next = 0..;
-    let numbers: Vec<Option<u32>> = pairs
+    let numbers: Vec<Option<u32>> = rounds
         .iter()
-        .map(|pair| pair.as_ref().and_then(|_| next.next()))
+        .map(|round| round.as_ref().and_then(|_| next.next()))
         .collect();
-    let number = |pair: u32| numbers.get(pair as usize).copied().flatten();
+    let number = |round: u32| numbers.get(round as usize).copied().flatten();
     let gaps = gaps.map(|side| {
         let kept = side.into_iter();
         Values::new(
-            kept.filter_map(|(gap, pair)| Some((gap, number(pair)?)))
+            kept.filter_map(|(gap, round)| Some((gap, number(round)?)))
                 .collect(),
         )
     });
     let both = |value: fn(&Done) -> u64| {
         [0, 1].map(|side| {
-            let each = pairs
+            let each = rounds
                 .iter()
                 .flatten()
                 .map(|(direct, proxy)| [direct, proxy]);
-            Values::new(each.map(|pair| value(pair[side])).zip(0..).collect())
+            Values::new(each.map(|round| value(round[side])).zip(0..).collect())
         })
     };
     let values = [both(|done| done.ttft_ns), gaps, both(|done| done.total_ns)];
@@ -239,21 +239,21 @@ fn metrics(pairs: &[Option<(Done, Done)>], gaps: [Vec<(u64, u32)>; 2], seed: u64
     })
 }
 
-fn sequence<'a>(pairs: impl Iterator<Item = &'a (Done, Done)>) -> ResponseCheck {
+fn sequence<'a>(rounds: impl Iterator<Item = &'a (Done, Done)>) -> ResponseCheck {
     let mut found = ResponseCheck::default();
     let (mut events_differ, mut texts_differ) = (0, 0);
     let (mut events_vary, mut texts_vary) = (false, false);
     let mut like: Option<Done> = None;
-    for (direct, proxy) in pairs {
-        found.pairs += 1;
+    for (direct, proxy) in rounds {
+        found.rounds += 1;
         for response in [direct, proxy] {
             let order = response.text.order;
             found.numbered += u64::from(order != Order::Unnumbered);
             if order == Order::Broken {
                 found.broken[response.side.index()] += 1;
-                let (pair, side) = (response.pair, response.side.name());
+                let (round, side) = (response.round, response.side.name());
                 found.first.get_or_insert_with(|| {
-                    format!("pair {pair}, {side}: a token is missing, duplicated or moved")
+                    format!("round {round}, {side}: a token is missing, duplicated or moved")
                 });
             }
         }
@@ -269,8 +269,8 @@ fn sequence<'a>(pairs: impl Iterator<Item = &'a (Done, Done)>) -> ResponseCheck 
         if differ.contains(&true) && found.first.is_none() {
             let what = if differ[1] { "different" } else { "the same" };
             found.first = Some(format!(
-                "pair {}: {} events direct, {} through the proxy, {what} text",
-                direct.pair, direct.events, proxy.events
+                "round {}: {} events direct, {} through the proxy, {what} text",
+                direct.round, direct.events, proxy.events
             ));
         }
     }
@@ -312,12 +312,12 @@ fn judge(limit: Duration, metrics: &[Metric; 3]) -> Gate {
 }
 
 fn warnings(report: &Report) -> Vec<String> {
-    let (run, pairs) = (&report.run, report.pairs_complete as usize);
+    let (run, rounds) = (&report.run, report.rounds_complete as usize);
     let mut said = Vec::new();
-    if pairs < BEYOND_QUANTILE_MIN * 100 {
+    if rounds < BEYOND_QUANTILE_MIN * 100 {
         said.push(format!(
-            "the p99 of {pairs} pairs depends on fewer than {BEYOND_QUANTILE_MIN} values; use {} \
-             pairs or more before quoting it",
+            "the p99 of {rounds} rounds depends on fewer than {BEYOND_QUANTILE_MIN} values; use {} \
+             rounds or more before quoting it",
             BEYOND_QUANTILE_MIN * 100
         ));
     }

@@ -4,11 +4,11 @@ use super::*;
 use crate::precision::SchedStat;
 use crate::response::Text;
 
-fn done(pair: u32, side: Side) -> Done {
+fn done(round: u32, side: Side) -> Done {
     Done {
-        pair,
+        round,
         side,
-        start_ns: u64::from(pair) * 1_000,
+        start_ns: u64::from(round) * 1_000,
         ttft_ns: 100,
         total_ns: 500,
         events: 4,
@@ -20,9 +20,9 @@ fn done(pair: u32, side: Side) -> Done {
     }
 }
 
-fn pairs(count: u32, change: impl Fn(&mut Done)) -> Vec<(Done, Done)> {
-    let both = |pair| {
-        let mut two = Side::BOTH.map(|side| done(pair, side));
+fn rounds(count: u32, change: impl Fn(&mut Done)) -> Vec<(Done, Done)> {
+    let both = |round| {
+        let mut two = Side::BOTH.map(|side| done(round, side));
         two.iter_mut().for_each(&change);
         two.into()
     };
@@ -30,7 +30,7 @@ fn pairs(count: u32, change: impl Fn(&mut Done)) -> Vec<(Done, Done)> {
 }
 
 #[test]
-fn pairs_with_one_response_are_left_out() {
+fn rounds_with_one_response_are_left_out() {
     let responses = [
         done(0, Side::Proxy),
         done(2, Side::Direct),
@@ -46,8 +46,8 @@ fn pairs_with_one_response_are_left_out() {
 
 #[test]
 fn equal_responses_are_not_wrong() {
-    let found = sequence(pairs(3, |_| {}).iter());
-    assert_eq!((found.pairs, found.numbered), (3, 0));
+    let found = sequence(rounds(3, |_| {}).iter());
+    assert_eq!((found.rounds, found.numbered), (3, 0));
     assert_eq!(
         (found.events_differ, found.texts_differ),
         (Some(0), Some(0))
@@ -57,8 +57,8 @@ fn equal_responses_are_not_wrong() {
 
 #[test]
 fn a_changed_text_is_wrong_if_direct_texts_do_not_vary() {
-    let changed = pairs(3, |done| {
-        if done.pair == 1 && done.side == Side::Proxy {
+    let changed = rounds(3, |done| {
+        if done.round == 1 && done.side == Side::Proxy {
             done.text.hash = 1;
             done.events = 3;
         }
@@ -72,12 +72,12 @@ fn a_changed_text_is_wrong_if_direct_texts_do_not_vary() {
     let first = found.first.unwrap();
     assert_eq!(
         first,
-        "pair 1: 4 events direct, 3 through the proxy, different text"
+        "round 1: 4 events direct, 3 through the proxy, different text"
     );
 
-    let varied = pairs(3, |done| {
-        done.text.hash = u64::from(done.pair) * 2 + done.side.index() as u64;
-        done.events = done.pair;
+    let varied = rounds(3, |done| {
+        done.text.hash = u64::from(done.round) * 2 + done.side.index() as u64;
+        done.events = done.round;
     });
     let found = sequence(varied.iter());
     assert_eq!((found.events_differ, found.texts_differ), (None, None));
@@ -87,7 +87,7 @@ fn a_changed_text_is_wrong_if_direct_texts_do_not_vary() {
 #[test]
 fn merged_events_are_wrong_on_a_mock_engine_only() {
     let merge = |order| {
-        pairs(2, move |done| {
+        rounds(2, move |done| {
             done.text.order = order;
             done.events -= u32::from(done.side == Side::Proxy);
         })
@@ -101,10 +101,15 @@ fn merged_events_are_wrong_on_a_mock_engine_only() {
 
 #[test]
 fn a_wrong_order_is_reported_even_if_both_sides_have_it() {
-    let broken = sequence(pairs(2, |done| done.text.order = Order::Broken).iter());
+    let broken = sequence(rounds(2, |done| done.text.order = Order::Broken).iter());
     assert_eq!((broken.numbered, broken.broken), (4, [2, 2]));
     assert!(broken.is_wrong());
-    assert!(broken.first.unwrap().starts_with("pair 0, direct: a token"));
+    assert!(
+        broken
+            .first
+            .unwrap()
+            .starts_with("round 0, direct: a token")
+    );
 }
 
 fn difference(estimate: f64, low: f64, high: f64) -> Difference {

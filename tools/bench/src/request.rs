@@ -102,15 +102,15 @@ impl Requests {
         Self { sides, tags }
     }
 
-    /// Returns the request of `pair` to `side`. If prompts are unique, its tag occurs in no other
+    /// Returns the request of `round` to `side`. If prompts are unique, its tag occurs in no other
     /// request of the run; `salt` distinguishes runs.
     #[must_use]
-    pub fn of(&self, pair: u32, side: Side, salt: u64) -> Cow<'_, [u8]> {
+    pub fn of(&self, round: u32, side: Side, salt: u64) -> Cow<'_, [u8]> {
         let bytes = &self.sides[side.index()];
         let Some(tags) = self.tags else {
             return Cow::Borrowed(bytes);
         };
-        let number = u64::from(pair) * 2 + side.index() as u64;
+        let number = u64::from(round) * 2 + side.index() as u64;
         // The multiplication spreads the number over all digits, so that prompts differ from their
         // first token on.
         let tag = (number ^ salt).wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -204,9 +204,9 @@ mod tests {
         };
         let requests = Requests::new(&question, ["a", "b"], [&[], &[]]);
         let mut seen = BTreeSet::new();
-        for pair in 0..100 {
+        for round in 0..100 {
             for side in Side::BOTH {
-                let body = body_of(&requests.of(pair, side, 99));
+                let body = body_of(&requests.of(round, side, 99));
                 let prompt = body["messages"][0]["content"].as_str().unwrap().to_owned();
                 assert_eq!(prompt.len(), TAG_DIGITS + 1 + question.prompt.len());
                 assert!(prompt.ends_with(&question.prompt));

@@ -27,9 +27,9 @@ pub struct Setup {
     pub load: Load,
     /// When the run ends.
     pub until: Until,
-    /// Number of pairs that are sent first and not measured.
+    /// Number of rounds that are sent first and not measured.
     pub warmup: u32,
-    /// Seed of the order within pairs and of the times between requests.
+    /// Seed of the order within rounds and of the times between requests.
     pub seed: u64,
     /// Distinguishes the prompts of this run from those of other runs.
     pub salt: u64,
@@ -42,8 +42,8 @@ pub struct Setup {
 /// One complete response.
 #[derive(Clone, Copy, Debug)]
 pub struct Done {
-    /// Number of the pair that the response belongs to; 0 is the first pair after the warm-up.
-    pub pair: u32,
+    /// Number of the round that the response belongs to; 0 is the first round after the warm-up.
+    pub round: u32,
     /// The side that the request was sent to.
     pub side: Side,
     /// Start of the request, in nanoseconds of the run's clock. In an open loop, this is its
@@ -112,11 +112,11 @@ impl Lag {
 /// The results of a run.
 #[derive(Clone, Debug)]
 pub struct Run {
-    /// Number of pairs started, without the warm-up.
-    pub pairs: u32,
+    /// Number of rounds started, without the warm-up.
+    pub rounds: u32,
     /// Complete responses, without the warm-up.
     pub done: Vec<Done>,
-    /// Gaps between events with text per side, in nanoseconds, each with the number of its pair.
+    /// Gaps between events with text per side, in nanoseconds, each with the number of its round.
     pub gaps: [Vec<(u64, u32)>; 2],
     /// Requests that failed.
     pub failures: Failures,
@@ -134,7 +134,7 @@ pub struct Run {
     pub lag: Lag,
     /// Whether the run ended early because the maximum number of gaps was reached.
     pub full: bool,
-    /// Nanoseconds from the first pair after the warm-up to the end of the run.
+    /// Nanoseconds from the first round after the warm-up to the end of the run.
     pub wall_ns: u64,
 }
 
@@ -145,7 +145,7 @@ impl Run {
     /// Same as [`histogram`].
     pub fn new() -> io::Result<Self> {
         Ok(Self {
-            pairs: 0,
+            rounds: 0,
             done: Vec::new(),
             gaps: [Vec::new(), Vec::new()],
             failures: Failures::default(),

@@ -1,8 +1,8 @@
 //! The order and the times of the requests of a run. This module is pure state; the time is a
 //! parameter.
 //!
-//! Requests are sent in pairs, one to each side, in an order drawn at random for each pair, so that
-//! drift and the effects of one request on the next (a warm prefix cache) affect both sides alike.
+//! Requests are sent in rounds, one to each side, in an order drawn at random for each round, so
+//! that drift and the effects of one request on the next (a warm prefix cache) affect both sides alike.
 //! In a closed loop, each of `concurrency` lanes sends its next request when the previous one has
 //! ended. In an open loop, requests have planned times that do not depend on responses.
 
@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
-use crate::limits::PAIRS_MAX;
+use crate::limits::ROUNDS_MAX;
 
 /// The destination of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,25 +71,25 @@ pub enum Load {
     },
 }
 
-/// When a run stops starting pairs of requests.
+/// When a run stops starting rounds of requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Until {
-    /// The run stops starting pairs after this many, not counting those of the warm-up.
-    Pairs(u64),
-    /// The run stops starting pairs this many nanoseconds after the first pair that follows the
-    /// warm-up, or earlier if it has started `PAIRS_MAX` pairs.
+    /// The run stops starting rounds after this many, not counting those of the warm-up.
+    Rounds(u64),
+    /// The run stops starting rounds this many nanoseconds after the first round that follows the
+    /// warm-up, or earlier if it has started `ROUNDS_MAX` rounds.
     Ns(u64),
 }
 
 /// One request to send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ask {
-    /// Number of the pair (one request to each side) that the request belongs to, counted from 0;
-    /// the pairs of the warm-up come first.
-    pub pair: u32,
+    /// Number of the round (one request to each side) that the request belongs to, counted from 0;
+    /// the rounds of the warm-up come first.
+    pub round: u32,
     /// The side that the request is sent to.
     pub side: Side,
-    /// Whether this is the second request of its pair, sent to the other side than the first one.
+    /// Whether this is the second request of its round, sent to the other side than the first one.
     second: bool,
 }
 
@@ -114,13 +114,13 @@ pub struct Schedule {
     until: Until,
     warmup: u32,
     rng: SmallRng,
-    /// Number of pairs started, including the warm-up.
-    pairs: u32,
-    /// Time in nanoseconds at which the first pair after the warm-up started, or was planned to
+    /// Number of rounds started, including the warm-up.
+    rounds: u32,
+    /// Time in nanoseconds at which the first round after the warm-up started, or was planned to
     /// start in an open loop; `None` before that.
     begun_ns: Option<u64>,
     ready: VecDeque<Ask>,
-    /// Number of lanes of a closed loop that can start a new pair; 0 in an open loop.
+    /// Number of lanes of a closed loop that can start a new round; 0 in an open loop.
     lanes_free: usize,
     /// Planned time of the next request in an open loop, in nanoseconds of the run's clock.
     due_ns: u64,
@@ -128,7 +128,7 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// Creates a schedule whose first `warmup` pairs do not count towards `until`.
+    /// Creates a schedule whose first `warmup` rounds do not count towards `until`.
     #[must_use]
     pub fn new(load: Load, until: Until, warmup: u32, seed: u64) -> Self {
         Self {
@@ -136,7 +136,7 @@ impl Schedule {
             until,
             warmup,
             rng: SmallRng::seed_from_u64(seed),
-            pairs: 0,
+            rounds: 0,
             begun_ns: None,
             ready: VecDeque::new(),
             lanes_free: match load {
@@ -148,20 +148,20 @@ impl Schedule {
         }
     }
 
-    /// Returns the number of pairs started, including the warm-up.
+    /// Returns the number of rounds started, including the warm-up.
     #[must_use]
-    pub const fn pairs(&self) -> u32 {
-        self.pairs
+    pub const fn rounds(&self) -> u32 {
+        self.rounds
     }
 
-    /// Returns the time in nanoseconds at which the first pair after the warm-up started, or was
+    /// Returns the time in nanoseconds at which the first round after the warm-up started, or was
     /// planned to start in an open loop; `None` if it has not started.
     #[must_use]
     pub const fn begun_ns(&self) -> Option<u64> {
         self.begun_ns
     }
 
-    /// Stops starting pairs and discards requests that have not been sent.
+    /// Stops starting rounds and discards requests that have not been sent.
     pub fn stop(&mut self) {
         self.stopped = true;
         self.ready.clear();
@@ -171,7 +171,7 @@ impl Schedule {
     pub fn next(&mut self, now_ns: u64) -> Next {
         match self.load {
             Load::Closed { .. } => {
-                if self.ready.is_empty() && self.lanes_free > 0 && self.begin_pair(now_ns) {
+                if self.ready.is_empty() && self.lanes_free > 0 && self.begin_round(now_ns) {
                     self.lanes_free -= 1;
                 }
                 match self.ready.pop_front() {
@@ -186,8 +186,8 @@ impl Schedule {
                 if more && now_ns < due {
                     return Next::At(due);
                 }
-                if self.ready.is_empty() && self.begin_pair(due) {
-                    // The second request of the pair gets its own planned time.
+                if self.ready.is_empty() && self.begin_round(due) {
+                    // The second request of the round gets its own planned time.
                     let second = self.ready.front().map(|first| Ask {
                         side: first.side.other(),
                         second: true,
@@ -225,29 +225,29 @@ impl Schedule {
     }
 
     fn may_begin(&self, now_ns: u64) -> bool {
-        let counted = u64::from(self.pairs.saturating_sub(self.warmup));
+        let counted = u64::from(self.rounds.saturating_sub(self.warmup));
         let left = match (self.until, self.begun_ns) {
-            (Until::Pairs(pairs), _) => counted < pairs,
+            (Until::Rounds(rounds), _) => counted < rounds,
             (Until::Ns(length), Some(begun)) => now_ns.saturating_sub(begun) < length,
             (Until::Ns(_), None) => true,
         };
-        !self.stopped && left && counted < PAIRS_MAX
+        !self.stopped && left && counted < ROUNDS_MAX
     }
 
-    fn begin_pair(&mut self, now_ns: u64) -> bool {
+    fn begin_round(&mut self, now_ns: u64) -> bool {
         if !self.may_begin(now_ns) {
             return false;
         }
-        if self.pairs >= self.warmup && self.begun_ns.is_none() {
+        if self.rounds >= self.warmup && self.begun_ns.is_none() {
             self.begun_ns = Some(now_ns);
         }
         let side = Side::BOTH[usize::from(self.rng.random::<bool>())];
         self.ready.push_back(Ask {
-            pair: self.pairs,
+            round: self.rounds,
             side,
             second: false,
         });
-        self.pairs += 1;
+        self.rounds += 1;
         true
     }
 }
@@ -283,13 +283,13 @@ mod tests {
         }
     }
 
-    fn check_pairs(sent: &[(Ask, u64)], pairs: usize) {
-        assert_eq!(sent.len(), pairs * 2);
-        for pair in 0..pairs {
+    fn check_rounds(sent: &[(Ask, u64)], rounds: usize) {
+        assert_eq!(sent.len(), rounds * 2);
+        for round in 0..rounds {
             let both: Vec<&Ask> = sent
                 .iter()
                 .map(|(ask, _)| ask)
-                .filter(|ask| ask.pair as usize == pair)
+                .filter(|ask| ask.round as usize == round)
                 .collect();
             assert_eq!(both.len(), 2);
             assert_eq!(both[0].side, both[1].side.other());
@@ -299,15 +299,15 @@ mod tests {
             .iter()
             .filter(|(ask, _)| !ask.second && ask.side == Side::Direct)
             .count();
-        assert!((pairs / 4..=pairs * 3 / 4).contains(&direct_first));
+        assert!((rounds / 4..=rounds * 3 / 4).contains(&direct_first));
     }
 
     #[test]
     fn closed_loops_keep_their_lanes_busy() {
         for concurrency in [1, 3] {
             let load = Load::Closed { concurrency };
-            let sent = run(Schedule::new(load, Until::Pairs(90), 10, 1), 50);
-            check_pairs(&sent, 100);
+            let sent = run(Schedule::new(load, Until::Rounds(90), 10, 1), 50);
+            check_rounds(&sent, 100);
             for at in 0..sent[sent.len() - 1].1 {
                 let open = sent.iter().filter(|(_, t)| *t <= at && at < t + 50).count();
                 assert!(open <= concurrency, "{open} at {at}");
@@ -319,16 +319,16 @@ mod tests {
     fn open_loops_do_not_wait_for_responses() {
         let load = |poisson| Load::Open { rate: 1e6, poisson };
         let fixed = run(
-            Schedule::new(load(false), Until::Pairs(200), 0, 1),
+            Schedule::new(load(false), Until::Rounds(200), 0, 1),
             1_000_000,
         );
-        check_pairs(&fixed, 200);
+        check_rounds(&fixed, 200);
         assert!(fixed.windows(2).all(|two| two[1].1 - two[0].1 == 1_000));
         let poisson = run(
-            Schedule::new(load(true), Until::Pairs(2_000), 0, 1),
+            Schedule::new(load(true), Until::Rounds(2_000), 0, 1),
             1_000_000,
         );
-        check_pairs(&poisson, 2_000);
+        check_rounds(&poisson, 2_000);
         let mean = poisson[poisson.len() - 1].1 / (poisson.len() as u64 - 1);
         assert!((900..1_100).contains(&mean), "{mean}");
         let long = poisson.windows(2).filter(|two| two[1].1 - two[0].1 > 1_000);
@@ -341,14 +341,14 @@ mod tests {
     fn durations_count_from_the_end_of_the_warm_up() {
         let load = Load::Closed { concurrency: 1 };
         let sent = run(Schedule::new(load, Until::Ns(1_000), 5, 2), 100);
-        // Five warm-up pairs, then five pairs in a thousand nanoseconds.
+        // Five warm-up rounds, then five rounds in a thousand nanoseconds.
         assert_eq!(sent.len(), 20);
     }
 
     #[test]
     fn a_stopped_schedule_sends_nothing_more() {
         let load = Load::Closed { concurrency: 2 };
-        let mut schedule = Schedule::new(load, Until::Pairs(10), 0, 1);
+        let mut schedule = Schedule::new(load, Until::Rounds(10), 0, 1);
         let Next::Send(ask, None) = schedule.next(0) else {
             panic!("nothing to send")
         };

@@ -1,12 +1,12 @@
 //! Quantiles, and confidence intervals of the difference between two of them.
 //!
-//! Each value belongs to a pair of requests, one to each side. The bootstrap draws as many pairs as
-//! were measured, with replacement, and computes the difference of quantiles for the drawn pairs.
+//! Each value belongs to a round of requests, one to each side. The bootstrap draws as many rounds
+//! as were measured, with replacement, and computes the difference of quantiles for the drawn rounds.
 //! It repeats this [`RESAMPLES`] times; the interval is the middle 95 % of the results.
 //!
-//! Whole pairs are drawn because the values within a pair depend on each other: the gaps of one
-//! response do, and so do two requests that experience the same drift. Pairs are assumed to be
-//! independent. If a disturbance lasts for many pairs, the intervals are too narrow; running the
+//! Whole rounds are drawn because the values within a round depend on each other: the gaps of one
+//! response do, and so do two requests that experience the same drift. Rounds are assumed to be
+//! independent. If a disturbance lasts for many rounds, the intervals are too narrow; running the
 //! benchmark with the same server on both sides shows how large this effect is on a given machine.
 //!
 //! A quantile is always a measured value (nearest rank): the smallest value such that at least the
@@ -23,15 +23,15 @@ pub const QUANTILES: [f64; 3] = [0.5, 0.9, 0.99];
 /// it.
 const TAIL: f64 = 0.025;
 
-/// The values of one side, each with the number of its pair.
+/// The values of one side, each with the number of its round.
 #[derive(Clone, Debug, Default)]
 pub struct Values {
-    /// Values with their pairs, in ascending order.
+    /// Values with their rounds, in ascending order.
     sorted: Vec<(u64, u32)>,
 }
 
 impl Values {
-    /// Sorts `values`, each given with the number of its pair.
+    /// Sorts `values`, each given with the number of its round.
     #[must_use]
     pub fn new(mut values: Vec<(u64, u32)>) -> Self {
         values.sort_unstable();
@@ -69,20 +69,20 @@ impl Values {
         sum as f64 / self.len().max(1) as f64
     }
 
-    /// Returns the quantiles at [`QUANTILES`] and the mean, with the values of each pair counted as
-    /// often as the pair's entry in `weights`.
+    /// Returns the quantiles at [`QUANTILES`] and the mean, with the values of each round counted as
+    /// often as the round's entry in `weights`.
     fn weighted(&self, weights: &[u32]) -> [f64; 4] {
         let (mut total, mut sum) = (0_u64, 0_u128);
-        for (value, pair) in &self.sorted {
-            let weight = weights[*pair as usize];
+        for (value, round) in &self.sorted {
+            let weight = weights[*round as usize];
             total += u64::from(weight);
             sum += u128::from(*value) * u128::from(weight);
         }
         let mut found = [0.0, 0.0, 0.0, sum as f64 / total.max(1) as f64];
         let ranks = QUANTILES.map(|share| rank(share, total).max(1));
         let (mut seen, mut next) = (0, 0);
-        for (value, pair) in &self.sorted {
-            seen += u64::from(weights[*pair as usize]);
+        for (value, round) in &self.sorted {
+            seen += u64::from(weights[*round as usize]);
             while next < ranks.len() && seen >= ranks[next] {
                 found[next] = *value as f64;
                 next += 1;
@@ -144,16 +144,16 @@ impl Overhead {
     }
 }
 
-/// Computes the overhead of each metric from the values of both sides, direct first. Pairs are
-/// numbered from 0 to `pairs - 1`. The same seed results in the same intervals.
+/// Computes the overhead of each metric from the values of both sides, direct first. Rounds are
+/// numbered from 0 to `rounds - 1`. The same seed results in the same intervals.
 #[must_use]
 pub fn overheads<const N: usize>(
     metrics: [(&Values, &Values); N],
-    pairs: usize,
+    rounds: usize,
     seed: u64,
 ) -> [Overhead; N] {
     let mut rng = SmallRng::seed_from_u64(seed);
-    let mut weights = vec![1_u32; pairs];
+    let mut weights = vec![1_u32; rounds];
     let differences = |weights: &[u32]| {
         metrics.map(|(direct, proxy)| {
             let (direct, proxy) = (direct.weighted(weights), proxy.weighted(weights));
@@ -162,10 +162,10 @@ pub fn overheads<const N: usize>(
     };
     let estimates = differences(&weights);
     let mut drawn: [[Vec<f64>; 4]; N] = std::array::from_fn(|_| Default::default());
-    for _ in 0..if pairs == 0 { 0 } else { RESAMPLES } {
+    for _ in 0..if rounds == 0 { 0 } else { RESAMPLES } {
         weights.fill(0);
-        for _ in 0..pairs {
-            weights[rng.random_range(0..pairs)] += 1;
+        for _ in 0..rounds {
+            weights[rng.random_range(0..rounds)] += 1;
         }
         for (metric, differences) in drawn.iter_mut().zip(differences(&weights)) {
             for (kept, difference) in metric.iter_mut().zip(differences) {
@@ -227,11 +227,11 @@ mod tests {
     }
 
     /// Reference implementation of [`Values::weighted`] that repeats every value as often as the
-    /// entry of its pair in `weights`.
+    /// entry of its round in `weights`.
     fn naive(values: &[(u64, u32)], weights: &[u32]) -> [f64; 4] {
         let mut all: Vec<u64> = values
             .iter()
-            .flat_map(|(value, pair)| vec![*value; weights[*pair as usize] as usize])
+            .flat_map(|(value, round)| vec![*value; weights[*round as usize] as usize])
             .collect();
         all.sort_unstable();
         let at = |percent: usize| match all.len() {
@@ -245,23 +245,23 @@ mod tests {
     #[test]
     fn weighted_quantiles_equal_those_of_repeated_values() {
         let mut rng = SmallRng::seed_from_u64(7);
-        for round in 0..500 {
-            let pairs = rng.random_range(1..40_u32);
+        for trial in 0..500 {
+            let rounds = rng.random_range(1..40_u32);
             let values: Vec<(u64, u32)> = (0..rng.random_range(0..200))
-                .map(|_| (rng.random_range(0..50), rng.random_range(0..pairs)))
+                .map(|_| (rng.random_range(0..50), rng.random_range(0..rounds)))
                 .collect();
-            let weights: Vec<u32> = (0..pairs).map(|_| rng.random_range(0..4)).collect();
+            let weights: Vec<u32> = (0..rounds).map(|_| rng.random_range(0..4)).collect();
             let got = Values::new(values.clone()).weighted(&weights);
             let want = naive(&values, &weights);
             for (got, want) in got.iter().zip(want) {
-                assert!((got - want).abs() < 1e-6, "round {round}: {got} {want}");
+                assert!((got - want).abs() < 1e-6, "trial {trial}: {got} {want}");
             }
         }
     }
 
     /// Returns `count` random values of each side, direct first, from a range of width `noise`. The
     /// range of the proxy's values is higher by `added`.
-    fn pairs(count: u64, noise: u64, added: u64) -> (Values, Values) {
+    fn rounds(count: u64, noise: u64, added: u64) -> (Values, Values) {
         let mut rng = SmallRng::seed_from_u64(count + noise);
         let mut side = |added| {
             let value = |rng: &mut SmallRng| 10_000 + added + rng.random_range(0..noise);
@@ -272,7 +272,7 @@ mod tests {
 
     #[test]
     fn only_a_difference_above_the_noise_is_resolved() {
-        let (direct, proxy) = pairs(500, 100, 60);
+        let (direct, proxy) = rounds(500, 100, 60);
         let [found] = overheads([(&direct, &proxy)], 500, 1);
         for difference in found.quantiles.iter().chain([&found.mean]) {
             assert!(difference.is_resolved(), "{difference:?}");
@@ -280,7 +280,7 @@ mod tests {
             assert!(difference.low <= difference.estimate);
             assert!(difference.estimate <= difference.high);
         }
-        let (direct, proxy) = pairs(500, 10_000, 60);
+        let (direct, proxy) = rounds(500, 10_000, 60);
         let [found] = overheads([(&direct, &proxy)], 500, 1);
         assert!(!found.mean.is_resolved(), "{:?}", found.mean);
         assert!(!found.p50().is_resolved(), "{:?}", found.p50());
@@ -304,8 +304,8 @@ mod tests {
     }
 
     #[test]
-    fn equal_seeds_give_equal_intervals_and_no_pairs_give_zero() {
-        let (direct, proxy) = pairs(50, 1_000, 10);
+    fn equal_seeds_give_equal_intervals_and_no_rounds_give_zero() {
+        let (direct, proxy) = rounds(50, 1_000, 10);
         let run = |seed| overheads([(&direct, &proxy)], 50, seed);
         assert_eq!(run(3), run(3));
         assert_ne!(run(3), run(4));

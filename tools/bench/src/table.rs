@@ -18,8 +18,8 @@ const CELL_COLUMNS: usize = 13;
 pub fn method(report: &Report) -> String {
     format!(
         "proxy minus direct, quantile by quantile; 95 % intervals by a percentile bootstrap over \
-         {} pairs, {RESAMPLES} resamples, seed {}",
-        report.pairs_complete, report.around.options.seed
+         {} rounds, {RESAMPLES} resamples, seed {}",
+        report.rounds_complete, report.around.options.seed
     )
 }
 
@@ -96,8 +96,8 @@ fn head(text: &mut String, report: &Report) {
     );
     let _ = writeln!(
         text,
-        "{} pairs in {}, {}, after {} warm-up pairs",
-        report.pairs_complete,
+        "{} rounds in {}, {}, after {} warm-up rounds",
+        report.rounds_complete,
         show_ns(report.run.wall_ns as f64),
         load_text(options.load),
         options.warmup
@@ -161,7 +161,7 @@ fn responses(text: &mut String, report: &Report) {
     let sequence = &report.sequence;
     let compared = |differ: Option<u64>, what: &str| match differ {
         Some(0) => format!("{what} equal"),
-        Some(count) => format!("{what} DIFFER in {count} pairs"),
+        Some(count) => format!("{what} DIFFER in {count} rounds"),
         None => format!("{what} not compared (they vary between direct responses)"),
     };
     let mut said = vec![
@@ -177,8 +177,8 @@ fn responses(text: &mut String, report: &Report) {
     }
     let _ = writeln!(
         text,
-        "responses: {} pairs compared: {}",
-        sequence.pairs,
+        "responses: {} rounds compared: {}",
+        sequence.rounds,
         said.join(", ")
     );
     if let Some(first) = &sequence.first {

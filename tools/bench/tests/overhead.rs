@@ -135,7 +135,7 @@ fn a_delay_per_request_is_measured_in_the_first_token() {
     assert!((10.0..500.0).contains(&total), "{total}");
     assert_eq!(report["answers"]["wrong"], false);
     assert_eq!(report["answers"]["numbered"], 60);
-    assert_eq!(report["pairs_complete"], 30);
+    assert_eq!(report["rounds_complete"], 30);
 }
 
 #[test]
@@ -207,7 +207,7 @@ fn reports_are_complete_and_self_contained() {
     for part in [
         "p50",
         "added",
-        "bootstrap over 40 pairs",
+        "bootstrap over 40 rounds",
         "client:",
         "open loop",
     ] {
@@ -225,7 +225,7 @@ fn reports_are_complete_and_self_contained() {
         "/parameters/seed",
         "/parameters/header_names/0",
         "/method/resamples",
-        "/pairs_complete",
+        "/rounds_complete",
         "/metrics/0/direct/p99_ns",
         "/metrics/1/proxy/histogram_ns/0/1",
         "/metrics/2/overhead/mean/low_ns",
@@ -265,7 +265,7 @@ fn lanes_are_concurrent_and_durations_are_kept() {
     let more = ["--concurrency=4", "--duration=300ms", "--max-tokens=3"];
     let (report, code) = report(engine.addr(), engine.addr(), &more);
     assert_eq!(code, 0);
-    assert!(report["pairs_complete"].as_u64().unwrap() > 0);
+    assert!(report["rounds_complete"].as_u64().unwrap() > 0);
     assert!(report["wall_ns"].as_u64().unwrap() >= 300_000_000);
     assert_eq!(report["answers"]["wrong"], false);
     assert_eq!(engine.counters().connections_accepted, 9);
@@ -334,7 +334,7 @@ fn failures_are_counted_and_reported_and_end_with_exit_code_1() {
         assert!(said.contains(part), "{part}: {said}");
         let report: Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!(
-            (&report["pairs_complete"], &report["pairs"]),
+            (&report["rounds_complete"], &report["rounds"]),
             (&4.into(), &5.into())
         );
         assert_eq!(report["failures"][1]["count"], 1);
@@ -354,7 +354,7 @@ fn a_lost_event_is_detected() {
         "{said}"
     );
     let table = text(&output.stdout);
-    assert!(table.contains("texts DIFFER in 3 pairs"), "{table}");
+    assert!(table.contains("texts DIFFER in 3 rounds"), "{table}");
 }
 
 #[test]
@@ -409,7 +409,7 @@ fn a_large_prompt_is_sent_completely_to_a_slow_reader() {
     let slow = relay_both_ways(engine.addr(), Duration::from_millis(2), NONE, NONE);
     let more = ["--requests=2", "--max-tokens=2", "--prompt-tokens=1000000"];
     let (report, code) = report(engine.addr(), slow, &more);
-    assert_eq!((code, &report["pairs_complete"]), (0, &2.into()));
+    assert_eq!((code, &report["rounds_complete"]), (0, &2.into()));
     let prompt_bytes = report["parameters"]["prompt_bytes"].as_u64().unwrap();
     assert!(prompt_bytes > 4_000_000, "{prompt_bytes}");
     let seen = engine.requests();
@@ -422,7 +422,7 @@ fn connections_closed_while_idle_are_reopened() {
     engine.fault_on("/v1/completions", Fault::CloseIdle, u32::MAX);
     let more = ["--requests=20", "--max-tokens=2"];
     let (report, code) = report(engine.addr(), engine.addr(), &more);
-    assert_eq!((code, &report["pairs_complete"]), (0, &20.into()));
+    assert_eq!((code, &report["rounds_complete"]), (0, &20.into()));
     for side in 0..2 {
         let found = &report["connections"][side];
         let number = |name: &str| found[name].as_u64().unwrap();
@@ -439,7 +439,7 @@ fn a_connection_closed_while_being_reused_is_not_a_failure() {
     engine.fault_on("/v1/completions", Fault::CloseOnNextRequest, u32::MAX);
     let more = ["--requests=10", "--max-tokens=2"];
     let (report, code) = report(engine.addr(), engine.addr(), &more);
-    assert_eq!((code, &report["pairs_complete"]), (0, &10.into()));
+    assert_eq!((code, &report["rounds_complete"]), (0, &10.into()));
     assert!(
         report["connections"][0]["requests_sent_again"]
             .as_u64()
@@ -472,6 +472,6 @@ fn a_request_without_progress_fails() {
         said.contains("1 of 6 requests failed; proxy: nothing received for 100ms"),
         "{said}"
     );
-    assert!(table.contains("2 pairs in"), "{table}");
+    assert!(table.contains("2 rounds in"), "{table}");
     assert!(table.contains("FAILED: 1 requests, proxy"), "{table}");
 }
