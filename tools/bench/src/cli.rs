@@ -18,9 +18,12 @@ use crate::units::time;
 
 mod neighbours;
 mod soak;
+mod target;
 
 pub use neighbours::{Attack, NeighboursOptions, Proxy};
 pub use soak::SoakOptions;
+pub use target::{Server, Target};
+use target::{servers, target};
 
 /// The command to run.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,29 +34,6 @@ pub enum Task {
     Soak(Box<SoakOptions>),
     /// Measure how much proxies delay quiet streams while other clients load them.
     Neighbours(Box<NeighboursOptions>),
-}
-
-/// A server, as given on the command line.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Target {
-    /// Host name or IP address of the server; an IPv6 address has no brackets.
-    pub host: String,
-    /// TCP port of the server.
-    pub port: u16,
-    /// Whether the server uses TLS.
-    pub tls: bool,
-}
-
-impl Target {
-    /// Returns `host:port` as in a `host` header field, with brackets around an IPv6 address.
-    #[must_use]
-    pub fn authority(&self) -> String {
-        if self.host.contains(':') {
-            format!("[{}]:{}", self.host, self.port)
-        } else {
-            format!("{}:{}", self.host, self.port)
-        }
-    }
 }
 
 /// The requested length of a run.
@@ -89,8 +69,8 @@ impl Output {
 /// Options of `ringside-bench overhead`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Options {
-    /// The engine (index 0) and the proxy in front of it (index 1).
-    pub targets: [Target; 2],
+    /// The engine (index 0) and the proxies in front of it.
+    pub servers: Vec<Server>,
     /// Path of the requests.
     pub path: String,
     /// The API that `path` belongs to.
@@ -115,18 +95,18 @@ pub struct Options {
     /// Number of rounds of requests at the start of the run that are not measured.
     pub warmup: u32,
     /// Names and values of additional header fields in requests to the engine (index 0) and to the
-    /// proxy (index 1).
+    /// proxies (index 1).
     pub fields: [Vec<(String, String)>; 2],
     /// Time without a received byte after which a request fails.
     pub timeout: Duration,
     /// Maximum overhead at the 99th percentile, for the time to first token and for the gap between
-    /// chunks; `None` for no limit.
+    /// chunks, of the first proxy; `None` for no limit.
     pub overhead_p99_max: Option<Duration>,
     /// Destination of the JSON report; `None` to write none.
     pub json: Option<Output>,
     /// Path of the HTML report; `None` to write none.
     pub html: Option<PathBuf>,
-    /// Seed of the random numbers that determine which request of a round is sent first, the send
+    /// Seed of the random numbers that determine the order of the requests of a round, the send
     /// times in an open loop, and the bootstrap's resamples.
     pub seed: u64,
     /// Number of the CPU that the measuring thread is pinned to; `None` to leave it unpinned.
@@ -135,7 +115,7 @@ pub struct Options {
     pub busy_poll: bool,
     /// Whether to print neither the table of results nor the progress bar.
     pub quiet: bool,
-    /// Whether to accept any TLS certificate of the engine and of the proxy.
+    /// Whether to accept any TLS certificate of the engine and of the proxies.
     pub insecure: bool,
 }
 
@@ -185,7 +165,8 @@ fn switch(name: &'static str, help: &'static str) -> Arg {
 fn overhead() -> Command {
     let after = format!(
         "TIME is a number with ns, us, ms, s, m or h.\n\n\
-         Requests come in rounds, one to each side, in random order. Intervals: 95 %, percentile \
+         A round has one request to each side (the engine and every proxy), in random order. The \
+         first proxy is\nthe one that the others are compared with. Intervals: 95 %, percentile \
          bootstrap over\nrounds, {RESAMPLES} resamples.\n\n\
          Exit codes: 0 measured; 1 a request failed, a response was wrong, the run could not be \
          completed, or the\ngate --max-overhead-p99 was not met; 2 usage error; 3 invalid for this \
@@ -195,7 +176,7 @@ fn overhead() -> Command {
          code is 0 and the report states\nthat the gate is undecided."
     );
     Command::new("overhead")
-        .about("Measure the latency that a proxy adds to an engine")
+        .about("Measure the latency that proxies add to an engine")
         .after_help(after)
         .args(where_args())
         .args(load_args())
@@ -213,7 +194,13 @@ fn where_args() -> Vec<Arg> {
             "The engine, http://HOST:PORT or https://HOST:PORT",
         )
         .required(true),
-        option("proxy", "URL", "The proxy in front of it, http or https").required(true),
+        option(
+            "proxy",
+            "[NAME=]URL",
+            "A proxy in front of it, http or https; repeat it for several",
+        )
+        .required(true)
+        .action(ArgAction::Append),
         option("path", "PATH", "Path of the requests").default_value("/v1/completions"),
         option(
             "model",
@@ -223,7 +210,7 @@ fn where_args() -> Vec<Arg> {
         option(
             "header",
             "K: V",
-            "Additional field of requests to the proxy, e.g. x-prefiller-host-port",
+            "Additional field of requests to all proxies, e.g. x-prefiller-host-port",
         )
         .action(ArgAction::Append),
         option(
@@ -264,7 +251,7 @@ fn load_args() -> Vec<Arg> {
         option(
             "rate",
             "R",
-            "Open loop: R requests per second, on both sides together",
+            "Open loop: R requests per second, on all sides together",
         )
         .value_parser(value_parser!(f64)),
         option(
@@ -275,8 +262,12 @@ fn load_args() -> Vec<Arg> {
         .value_parser(["poisson", "fixed"])
         .default_value("poisson")
         .requires("rate"),
-        option("requests", "N", "Rounds of requests [default: 500]")
-            .value_parser(value_parser!(u64).range(1..=ROUNDS_MAX)),
+        option(
+            "requests",
+            "N",
+            "Rounds, with one request to each side [default: 500]",
+        )
+        .value_parser(value_parser!(u64).range(1..=ROUNDS_MAX)),
         option("duration", "TIME", "Start new rounds for this long"),
         option("warmup", "N", "Rounds that are sent first and not measured")
             .default_value("20")
@@ -307,7 +298,7 @@ fn report_args() -> Vec<Arg> {
         option(
             "max-overhead-p99",
             "TIME",
-            "Gate: exit with code 1 if the proxy adds more than this at the 99th percentile",
+            "Gate: exit with code 1 if the first proxy adds more than this at the 99th percentile",
         ),
         option("json", "FILE", "Write a JSON report; - for standard output"),
         option("html", "FILE", "Write an HTML report with plots"),
@@ -341,7 +332,7 @@ fn options(matches: &ArgMatches) -> Result<Options, Exit> {
         None => Length::Rounds(number(matches, "requests").unwrap_or(500)),
     };
     Ok(Options {
-        targets: [target(matches, "direct")?, target(matches, "proxy")?],
+        servers: servers(matches)?,
         path,
         api,
         model: text("model"),
@@ -403,46 +394,6 @@ fn is_path(text: &str) -> bool {
     text.starts_with('/') && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
-fn target(matches: &ArgMatches, name: &str) -> Result<Target, Exit> {
-    let text = matches
-        .get_one::<String>(name)
-        .map(String::as_str)
-        .unwrap_or_default();
-    let option = format!("--{name}");
-    let want = "http://HOST:PORT or https://HOST:PORT";
-    let tls = text.starts_with("https://");
-    let authority = text
-        .strip_prefix("http://")
-        .or_else(|| text.strip_prefix("https://"))
-        .map(|rest| rest.strip_suffix('/').unwrap_or(rest))
-        .ok_or_else(|| wrong(&option, text, want))?;
-    let (host, port) = authority
-        .rsplit_once(':')
-        .ok_or_else(|| wrong(&option, text, want))?;
-    let bare = match host.strip_prefix('[') {
-        Some(rest) => rest
-            .strip_suffix(']')
-            .filter(|host| host.parse::<std::net::Ipv6Addr>().is_ok()),
-        None => Some(host),
-    };
-    let is_name = |host: &&str| {
-        !host.is_empty()
-            && (host.bytes()).all(|b| b.is_ascii_alphanumeric() || b"-._:".contains(&b))
-    };
-    let named = bare
-        .filter(is_name)
-        .filter(|bare| host.starts_with('[') || !bare.contains(':'));
-    let port = port.parse::<u16>().ok().filter(|port| *port != 0);
-    match (named, port) {
-        (Some(host), Some(port)) => Ok(Target {
-            host: host.to_owned(),
-            port,
-            tls,
-        }),
-        _ => Err(wrong(&option, text, want)),
-    }
-}
-
 /// Header fields that this tool generates and the user must not set: a second one would make the
 /// request ambiguous.
 const OWN_FIELDS: [&str; 5] = [
@@ -496,8 +447,10 @@ mod tests {
     fn defaults() {
         let options = sides(&[]).unwrap();
         assert_eq!(
-            options.targets.clone().map(|it| it.authority()),
-            ["a:1", "[::1]:2"]
+            (options.servers.iter())
+                .map(|it| (it.name.as_str(), it.target.authority()))
+                .collect::<Vec<_>>(),
+            [("direct", "a:1".into()), ("proxy", "[::1]:2".into())]
         );
         assert_eq!(options.load, Load::Closed { concurrency: 1 });
         assert_eq!(options.length, Length::Rounds(500));
@@ -585,24 +538,5 @@ mod tests {
             assert!(exit.message.contains(part), "{more:?}: {exit}");
         }
         assert_eq!(line(&[]).unwrap_err().code, Exit::USAGE);
-    }
-
-    #[test]
-    fn targets() {
-        for (url, code) in [
-            ("a:1", Exit::USAGE),
-            ("http://a", Exit::USAGE),
-            ("http://a:0", Exit::USAGE),
-            ("http://a:99999", Exit::USAGE),
-            ("http://:1", Exit::USAGE),
-            ("http://a:1/v1", Exit::USAGE),
-            ("http://u@a:1", Exit::USAGE),
-            ("http://::1:2", Exit::USAGE),
-            ("http://[x]:2", Exit::USAGE),
-        ] {
-            let exit = line(&["--direct", url, "--proxy", "http://a:1"]).unwrap_err();
-            assert_eq!(exit.code, code, "{url}: {exit}");
-            assert!(exit.message.contains("--direct"), "{exit}");
-        }
     }
 }

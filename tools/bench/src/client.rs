@@ -4,47 +4,28 @@
 //! timestamped. Then the received bytes are parsed, so that parsing one response does not delay the
 //! timestamp of another in the same iteration. Nothing is printed while requests are in flight.
 
-use std::borrow::Cow;
 use std::collections::VecDeque;
+use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::http::Reader;
 use crate::limits::{
     CONNECT_MS_MAX, CONNECTIONS_MAX, FAILURES_MAX, GAPS_MAX, OPEN_LOOP_CONNECTIONS, RECEIVE_BYTES,
-    REOPENED_MAX, SHOWN_BODY_BYTES_MAX, SILENCE_CHECK_MS, SPIN_BEFORE_SEND_US, WAITING_MAX,
+    REOPENED_MAX, SILENCE_CHECK_MS, SPIN_BEFORE_SEND_US, WAITING_MAX,
 };
 use crate::precision::{SchedStat, nanos};
-use crate::response::{EventError, Response, shown};
+use crate::response::EventError;
 use crate::run::{Done, Run, RunError, Setup};
 use crate::schedule::{Ask, Load, Next, Schedule, Side, Until};
 use crate::socket::{self, Poll, Received, Watch};
-use crate::sse::Splitter;
 use crate::wire::Wire;
+use exchange::{Ended, Exchange};
+
+mod exchange;
 
 const CONNECT_NS_MAX: u64 = CONNECT_MS_MAX * 1_000_000;
 const SILENCE_LOOK_NS: u64 = SILENCE_CHECK_MS * 1_000_000;
 const SPIN_BEFORE_SEND_NS: u64 = SPIN_BEFORE_SEND_US * 1_000;
-
-/// A request in flight and its response as received so far.
-struct Exchange<'a> {
-    ask: Ask,
-    /// Start of the request, in nanoseconds of the run's clock. In an open loop, this is its
-    /// planned send time. In a closed loop, it is the time at which the request was sent, or queued
-    /// if no connection was available.
-    start_ns: u64,
-    request: Cow<'a, [u8]>,
-    sent: usize,
-    /// Whether the socket's send buffer is full, so that it is polled for writability.
-    full: bool,
-    moved_ns: u64,
-    /// Whether any response byte has been received.
-    has_response_bytes: bool,
-    reader: Reader,
-    splitter: Splitter,
-    response: Response,
-    body: Vec<u8>,
-}
 
 enum Phase<'a> {
     /// The TCP connect or the TLS handshake has been in progress since this time, in nanoseconds of
@@ -63,21 +44,15 @@ struct Link<'a> {
     buffer: Box<[u8]>,
 }
 
-/// The result of an exchange.
-enum Ended {
-    Well { keep: bool },
-    Failed(String),
-}
-
 struct Client<'a> {
     setup: &'a Setup,
     clock: Instant,
     poll: Poll,
     schedule: Schedule,
     links: Vec<Link<'a>>,
-    idle: [VecDeque<usize>; 2],
-    waiting: [VecDeque<(Ask, u64)>; 2],
-    /// Number of requests, to both sides together, that are in flight or wait for a connection.
+    idle: Vec<VecDeque<usize>>,
+    waiting: Vec<VecDeque<(Ask, u64)>>,
+    /// Number of requests, to all sides together, that are in flight or wait for a connection.
     open: usize,
     timer_ns: u64,
     looked_ns: u64,
@@ -91,19 +66,20 @@ struct Client<'a> {
 /// # Errors
 /// Returns an error if the run cannot be performed. Failed requests are counted, not returned.
 pub fn run(setup: &Setup, progress: &AtomicU64) -> Result<Run, RunError> {
+    let sides = setup.peers.len();
     let mut client = Client {
         setup,
         clock: Instant::now(),
         poll: Poll::new()?,
-        schedule: Schedule::new(setup.load, setup.until, setup.warmup, setup.seed),
+        schedule: Schedule::new(sides, setup.load, setup.until, setup.warmup, setup.seed),
         links: Vec::new(),
-        idle: Default::default(),
-        waiting: Default::default(),
+        idle: vec![VecDeque::new(); sides],
+        waiting: vec![VecDeque::new(); sides],
         open: 0,
         timer_ns: u64::MAX,
         looked_ns: 0,
         progress,
-        run: Run::new()?,
+        run: Run::new(sides)?,
     };
     client.reserve();
     client.open_first()?;
@@ -130,7 +106,9 @@ impl<'a> Client<'a> {
     /// longer than the latencies being measured.
     fn reserve(&mut self) {
         if let Until::Rounds(rounds) = self.setup.until {
-            let responses = usize::try_from(rounds).unwrap_or(0).saturating_mul(2);
+            let responses = usize::try_from(rounds)
+                .unwrap_or(0)
+                .saturating_mul(self.setup.peers.len());
             self.run.done.reserve(responses);
         }
         for gaps in &mut self.run.gaps {
@@ -138,14 +116,14 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// Opens the initial connections to both sides, each only after the previous one is open.
+    /// Opens the initial connections to all sides, each only after the previous one is open.
     fn open_first(&mut self) -> Result<(), RunError> {
         let count = match self.setup.load {
             Load::Closed { concurrency } => concurrency,
             Load::Open { .. } => OPEN_LOOP_CONNECTIONS,
         };
         let mut ready = Vec::new();
-        for side in Side::BOTH {
+        for side in Side::all(self.setup.peers.len()) {
             for _ in 0..count {
                 let number = self.open_link(side)?;
                 while matches!(self.links[number].phase, Phase::Opening(_)) {
@@ -233,7 +211,7 @@ impl<'a> Client<'a> {
         if let Some(number) = self.idle[side].pop_front() {
             return self.send_first(number, ask, planned_ns);
         }
-        self.run.waited[side] += 1;
+        self.run.counts[side].waited += 1;
         let start_ns = planned_ns.unwrap_or_else(|| self.now());
         self.waiting[side].push_back((ask, start_ns));
         if self.waiting[side].len() > WAITING_MAX {
@@ -255,19 +233,8 @@ impl<'a> Client<'a> {
         start_ns: Option<u64>,
     ) -> Result<(), RunError> {
         let setup = self.setup;
-        let mut exchange = Box::new(Exchange {
-            ask,
-            start_ns: 0,
-            request: setup.requests.of(ask.round, ask.side, setup.salt),
-            sent: 0,
-            full: false,
-            moved_ns: 0,
-            has_response_bytes: false,
-            reader: Reader::new(),
-            splitter: Splitter::default(),
-            response: Response::default(),
-            body: Vec::new(),
-        });
+        let request = setup.requests.of(ask.round, ask.side, setup.salt);
+        let mut exchange = Box::new(Exchange::new(ask, request));
         // Read the clock after the preparations, which take time.
         let now = self.now();
         exchange.start_ns = start_ns.unwrap_or(now);
@@ -323,9 +290,10 @@ impl<'a> Client<'a> {
             (Phase::Idle, _) => {
                 let side = link.side.index();
                 self.idle[side].retain(|idle| *idle != number);
-                self.run.reopened[side] += 1;
-                if self.run.reopened[side] > REOPENED_MAX {
-                    return Err(RunError::Closing(link.side));
+                let reopened = &mut self.run.counts[side].reopened;
+                *reopened += 1;
+                if *reopened > REOPENED_MAX {
+                    return Err(RunError::Closing(self.setup.peers[side].name.clone()));
                 }
                 return self.reopen(number);
             }
@@ -365,7 +333,7 @@ impl<'a> Client<'a> {
         let link = &mut self.links[number];
         if let Phase::Busy(exchange) = std::mem::replace(&mut link.phase, Phase::Idle) {
             let side = link.side.index();
-            self.run.sent_again[side] += 1;
+            self.run.counts[side].sent_again += 1;
             self.waiting[side].push_front((exchange.ask, exchange.start_ns));
         }
         self.reopen(number)
@@ -434,12 +402,13 @@ impl<'a> Client<'a> {
     /// the warm-up.
     fn failed(&mut self, ask: Ask, what: String) -> Result<bool, RunError> {
         if ask.round < self.setup.warmup {
-            return Err(RunError::Warmup(ask.side, what));
+            let name = self.setup.peers[ask.side.index()].name.clone();
+            return Err(RunError::Warmup(name, what));
         }
-        let side = ask.side.index();
-        self.run.failures.count[side] += 1;
-        self.run.failures.first[side].get_or_insert(what);
-        if self.run.failures.total() >= FAILURES_MAX {
+        let counts = &mut self.run.counts[ask.side.index()];
+        counts.failures += 1;
+        counts.first_failure.get_or_insert(what);
+        if self.run.failures() >= FAILURES_MAX {
             self.stop();
         }
         Ok(false)
@@ -469,11 +438,15 @@ impl<'a> Client<'a> {
     }
 
     fn connect(&self, side: Side) -> Result<Wire, RunError> {
-        let addr = self.setup.addrs[side.index()];
-        let secure = self.setup.secure[side.index()].as_ref();
-        socket::connect(&addr)
-            .and_then(|socket| Wire::new(socket, secure))
-            .map_err(|error| RunError::Connect(side, addr, error))
+        let peer = &self.setup.peers[side.index()];
+        socket::connect(&peer.addr)
+            .and_then(|socket| Wire::new(socket, peer.secure.as_ref()))
+            .map_err(|error| self.no_connection(side, error))
+    }
+
+    fn no_connection(&self, side: Side, error: io::Error) -> RunError {
+        let peer = &self.setup.peers[side.index()];
+        RunError::Connect(peer.name.clone(), peer.addr, error)
     }
 
     fn open_link(&mut self, side: Side) -> Result<usize, RunError> {
@@ -511,15 +484,19 @@ impl<'a> Client<'a> {
         let Phase::Opening(since) = link.phase else {
             return Ok(());
         };
-        let addr = self.setup.addrs[link.side.index()];
-        let opened = link.wire.opened();
-        if !opened.map_err(|error| RunError::Connect(link.side, addr, error))? {
+        let side = link.side;
+        let is_open = match link.wire.opened() {
+            Ok(is_open) => is_open,
+            Err(error) => return Err(self.no_connection(side, error)),
+        };
+        let link = &mut self.links[number];
+        if !is_open {
             // The TLS handshake waits for the peer. Do not poll for writability, which would be
             // ready all the time.
             self.poll.change(&link.wire, number, Watch::Readable)?;
             return Ok(());
         }
-        let connect_ns = &mut self.run.connect_ns[link.side.index()];
+        let connect_ns = &mut self.run.counts[side.index()].connect_ns;
         connect_ns.saturating_record(now.saturating_sub(since));
         link.phase = Phase::Idle;
         self.poll.change(&link.wire, number, Watch::Readable)?;
@@ -537,9 +514,8 @@ impl<'a> Client<'a> {
             match &link.phase {
                 Phase::Idle => {}
                 Phase::Opening(since) if now.saturating_sub(*since) > CONNECT_NS_MAX => {
-                    let addr = self.setup.addrs[link.side.index()];
-                    let error = std::io::ErrorKind::TimedOut.into();
-                    return Err(RunError::Connect(link.side, addr, error));
+                    let error = io::ErrorKind::TimedOut.into();
+                    return Err(self.no_connection(link.side, error));
                 }
                 Phase::Opening(_) => {}
                 Phase::Busy(exchange) => {
@@ -551,54 +527,5 @@ impl<'a> Client<'a> {
             }
         }
         Ok(())
-    }
-}
-
-impl Exchange<'_> {
-    /// Parses response bytes that were received at `stamp`. Returns the exchange's result once it
-    /// has ended, and `None` before that.
-    fn take(&mut self, piece: &[u8], stamp: u64) -> Option<Ended> {
-        let is_stream = |reader: &Reader| {
-            let head = reader.head();
-            head.is_some_and(|head| head.status == 200 && head.event_stream)
-        };
-        if let Err(error) = self.reader.feed(piece, &mut self.body) {
-            return Some(Ended::Failed(error.to_string()));
-        }
-        if is_stream(&self.reader) {
-            let response = &mut self.response;
-            let events = |data: &[u8]| response.event(data, stamp);
-            if let Err::<(), EventError>(error) = self.splitter.feed(&self.body, events) {
-                return Some(Ended::Failed(error.to_string()));
-            }
-            self.body.clear();
-        }
-        let enough = self.body.len() > SHOWN_BODY_BYTES_MAX;
-        (enough || self.reader.is_done()).then(|| self.outcome())
-    }
-
-    /// Returns the exchange's result after the peer has closed the connection: a failure unless the
-    /// response is complete.
-    fn end(&mut self) -> Ended {
-        match self.reader.end() {
-            Ok(()) => self.outcome(),
-            Err(error) => Ended::Failed(error.to_string()),
-        }
-    }
-
-    fn outcome(&self) -> Ended {
-        match self.reader.head() {
-            Some(head) if head.status == 200 && head.event_stream => Ended::Well {
-                // If the response ended before the request was sent completely, the connection
-                // cannot be reused.
-                keep: head.keep_alive && self.sent == self.request.len(),
-            },
-            Some(head) if head.status == 200 => Ended::Failed(format!(
-                "the response is not an event stream: {}",
-                shown(&self.body)
-            )),
-            Some(head) => Ended::Failed(format!("status {}: {}", head.status, shown(&self.body))),
-            None => Ended::Failed("no response".to_owned()),
-        }
     }
 }

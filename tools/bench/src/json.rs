@@ -3,12 +3,13 @@
 use hdrhistogram::Histogram;
 use serde_json::{Value, json};
 
-use crate::cli::Length;
+use crate::cli::{Length, Server};
 use crate::limits::RESAMPLES;
 use crate::precision::{histogram, nanos};
 use crate::report::{Metric, Report, busy_share};
-use crate::schedule::{Load, Side};
-use crate::stats::{Difference, QUANTILES, Values};
+use crate::run::{Counts, Done};
+use crate::schedule::Load;
+use crate::stats::{Difference, Overhead, QUANTILES, Values};
 use crate::table::method;
 
 /// Version of the JSON report's format. Incremented when a member is removed or changes its
@@ -18,7 +19,8 @@ pub const SCHEMA: u32 = 2;
 /// Returns the complete `overhead` report as JSON.
 #[must_use]
 pub fn json(report: &Report) -> Value {
-    let run = &report.run;
+    let (run, servers) = (&report.run, &report.around.options.servers[..]);
+    let counts = || servers.iter().zip(&run.counts);
     json!({
         "tool": "ringside-bench overhead",
         "version": env!("CARGO_PKG_VERSION"),
@@ -41,21 +43,14 @@ pub fn json(report: &Report) -> Value {
         "rounds": run.rounds,
         "rounds_complete": report.rounds_complete,
         "wall_ns": run.wall_ns,
-        "metrics": report.metrics.iter().map(metric).collect::<Vec<_>>(),
+        "metrics": report.metrics.iter().map(|it| metric(it, servers)).collect::<Vec<_>>(),
         "answers": responses(report),
-        "failures": Side::BOTH.map(|side| json!({
-            "side": side.name(),
-            "count": run.failures.count[side.index()],
-            "first": run.failures.first[side.index()],
-        })),
-        "connections": Side::BOTH.map(|side| json!({
-            "side": side.name(),
-            "connect_p50_ns": run.connect_ns[side.index()].value_at_quantile(0.5),
-            "connect_max_ns": run.connect_ns[side.index()].max(),
-            "opened_again": run.reopened[side.index()],
-            "requests_that_waited": run.waited[side.index()],
-            "requests_sent_again": run.sent_again[side.index()],
-        })),
+        "failures": counts().map(|(server, counts)| json!({
+            "side": server.name,
+            "count": counts.failures,
+            "first": counts.first_failure,
+        })).collect::<Vec<_>>(),
+        "connections": counts().map(connections).collect::<Vec<_>>(),
         "client": client(report),
         "gate": report.gate.map(|gate| json!({
             "max_overhead_p99_ns": nanos(gate.limit),
@@ -64,7 +59,34 @@ pub fn json(report: &Report) -> Value {
             "p99": difference(gate.p99),
         })),
         "warnings": report.warnings,
+        "rows": rows(&run.done, servers),
     })
+}
+
+fn connections((server, counts): (&Server, &Counts)) -> Value {
+    json!({
+        "side": server.name,
+        "connect_p50_ns": counts.connect_ns.value_at_quantile(0.5),
+        "connect_max_ns": counts.connect_ns.max(),
+        "opened_again": counts.reopened,
+        "requests_that_waited": counts.waited,
+        "requests_sent_again": counts.sent_again,
+    })
+}
+
+/// Returns one entry for each complete response, in the order in which the responses ended.
+fn rows(done: &[Done], servers: &[Server]) -> Vec<Value> {
+    let row = |done: &Done| {
+        json!({
+            "round": done.round,
+            "side": servers.get(done.side.index()).map(|server| &server.name),
+            "start_ns": done.start_ns,
+            "ttft_ns": done.ttft_ns,
+            "total_ns": done.total_ns,
+            "events": done.events,
+        })
+    };
+    done.iter().map(row).collect()
 }
 
 /// Returns the parameters of the run. Header fields are included without their values, which may be
@@ -88,8 +110,11 @@ fn parameters(report: &Report) -> Value {
         Length::Time(time) => json!({"duration_ns": nanos(time)}),
     };
     json!({
-        "direct": options.targets[0].authority(),
-        "proxy": options.targets[1].authority(),
+        "direct": options.servers.first().map(|server| server.target.authority()),
+        "proxies": options.servers.iter().skip(1).map(|server| json!({
+            "name": server.name,
+            "address": server.target.authority(),
+        })).collect::<Vec<_>>(),
         "path": options.path,
         "model": report.around.model,
         "prompt_bytes": report.around.prompt_bytes,
@@ -109,19 +134,34 @@ fn parameters(report: &Report) -> Value {
     })
 }
 
-fn metric(metric: &Metric) -> Value {
-    let overhead = &metric.overhead;
+fn metric(metric: &Metric, servers: &[Server]) -> Value {
+    let differences = &metric.differences;
+    let mut over_first = differences.over_first.iter();
+    let sides = servers.iter().zip(&metric.values).skip(1);
+    let proxies = sides.zip(&differences.added).enumerate();
+    let proxies = proxies.map(|(i, ((server, of), added))| {
+        json!({
+            "name": server.name,
+            "values": values(of),
+            "overhead": overhead(added),
+            "minus_first": (i > 0).then(|| over_first.next()).flatten().map(overhead),
+        })
+    });
+    let proxies: Vec<Value> = proxies.collect();
     json!({
         "name": metric.name,
         "title": metric.title,
-        "direct": values(&metric.values[0]),
-        "proxy": values(&metric.values[1]),
-        "overhead": {
-            "p50": difference(overhead.quantiles[0]),
-            "p90": difference(overhead.quantiles[1]),
-            "p99": difference(overhead.quantiles[2]),
-            "mean": difference(overhead.mean),
-        },
+        "direct": metric.values.first().map(values),
+        "proxies": proxies,
+    })
+}
+
+fn overhead(overhead: &Overhead) -> Value {
+    json!({
+        "p50": difference(overhead.quantiles[0]),
+        "p90": difference(overhead.quantiles[1]),
+        "p99": difference(overhead.quantiles[2]),
+        "mean": difference(overhead.mean),
     })
 }
 
@@ -168,8 +208,13 @@ fn steps(histogram: &Histogram<u64>) -> Vec<[u64; 2]> {
 
 fn responses(report: &Report) -> Value {
     let sequence = &report.sequence;
-    let sides = Side::BOTH.map(|side| {
-        let own = report.run.done.iter().filter(|done| done.side == side);
+    let servers = report.around.options.servers.iter().enumerate();
+    let sides = servers.map(|(side, server)| {
+        let own = report
+            .run
+            .done
+            .iter()
+            .filter(|done| done.side.index() == side);
         let (events, arrivals) = own.fold((0, 0), |(events, arrivals), done| {
             (
                 events + u64::from(done.events),
@@ -177,12 +222,13 @@ fn responses(report: &Report) -> Value {
             )
         });
         json!({
-            "side": side.name(),
+            "side": server.name,
             "events": events,
             "arrivals_with_text": arrivals,
-            "broken": sequence.broken[side.index()],
+            "broken": sequence.broken.get(side),
         })
     });
+    let sides: Vec<Value> = sides.collect();
     json!({
         "rounds_compared": sequence.rounds,
         "rounds_with_other_number_of_events": sequence.events_differ,

@@ -25,7 +25,7 @@ pub const MODELS_BYTES_MAX: usize = 1024 * 1024;
 pub const RECEIVE_BYTES: usize = 16 * 1024;
 /// Maximum number of ready sockets that the client handles per wake-up.
 pub const EVENTS_PER_WAKE_MAX: usize = 256;
-/// Maximum number of connections to each side (engine, proxy) in an `overhead` run.
+/// Maximum number of connections to each side (engine or proxy) in an `overhead` run.
 pub const CONNECTIONS_MAX: usize = 1024;
 /// Connections to each side that are opened before an open-loop run; more are opened on demand.
 pub const OPEN_LOOP_CONNECTIONS: usize = 16;
@@ -44,12 +44,18 @@ pub const SILENCE_CHECK_MS: u64 = 500;
 /// A timer wakes it tens of microseconds late, and later still on a virtual machine.
 pub const SPIN_BEFORE_SEND_US: u64 = 150;
 
+/// Maximum number of proxies in one `overhead` run.
+pub const PROXIES_MAX: usize = 8;
+/// Maximum number of sides of an `overhead` run: the proxies and the engine itself.
+pub const SIDES_MAX: usize = PROXIES_MAX + 1;
+/// Longest name of a proxy in reports, in bytes.
+pub const NAME_BYTES_MAX: usize = 32;
 /// Maximum number of rounds of requests in one `overhead` run, not counting the warm-up.
 pub const ROUNDS_MAX: u64 = 500_000;
 /// Maximum number of gaps between events that are kept per side. Every resample iterates over all
 /// of them. Beyond this the run ends early, and the report states so.
 pub const GAPS_MAX: usize = 2_000_000;
-/// Number of failed requests, on both sides together, after which an `overhead` run ends.
+/// Number of failed requests, on all sides together, after which an `overhead` run ends.
 pub const FAILURES_MAX: u64 = 20;
 /// Number of resamples that the bootstrap draws to compute the 95 % intervals: enough for stable
 /// 2.5 % and 97.5 % points.
@@ -70,7 +76,7 @@ pub const BUSY_SHARE_MAX: f64 = 0.5;
 pub const PROMPT_TOKENS_MAX: u32 = 1_000_000;
 /// Maximum number of tokens that can be requested in one response.
 pub const RESPONSE_TOKENS_MAX: u32 = 100_000;
-/// Maximum rate of the open loop: requests per second to both sides together.
+/// Maximum rate of the open loop: requests per second to all sides together.
 pub const RATE_MAX: f64 = 100_000.0;
 /// Number of segments of one curve in the HTML report. Segments smaller than a pixel would not be
 /// visible.

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::cli::{Length, Options, Output, Target};
+use crate::cli::{Length, Options, Output, Server, Target};
 use crate::client;
 use crate::exit::Exit;
 use crate::json::json;
@@ -20,8 +20,8 @@ use crate::page::page;
 use crate::precision::{Machine, Precision, load_average, nanos};
 use crate::report::{Around, Report, Verdict};
 use crate::request::{Question, Requests, prompt_of};
-use crate::run::{Run, Setup};
-use crate::schedule::{Load, Side, Until};
+use crate::run::{Peer, Run, Setup};
+use crate::schedule::{Load, Until};
 use crate::table::table;
 use crate::units::{show_ns, show_signed_ns};
 use crate::wire::Secure;
@@ -89,14 +89,14 @@ pub fn run(options: Options) -> Result<(), Exit> {
 /// Returns an error with the exit code if the report contains failed requests, no complete round,
 /// wrong responses or an exceeded `--max-overhead-p99`.
 fn conclude(report: &Report) -> Result<(), Exit> {
-    let failures = &report.run.failures;
-    for side in Side::BOTH {
-        if let Some(first) = &failures.first[side.index()] {
+    let servers = &report.around.options.servers;
+    for (server, counts) in servers.iter().zip(&report.run.counts) {
+        if let Some(first) = &counts.first_failure {
             return Err(Exit::runtime(format!(
                 "ringside-bench: {} of {} requests failed; {}: {first}",
-                failures.total(),
-                u64::from(report.run.rounds) * 2,
-                side.name()
+                report.run.failures(),
+                u64::from(report.run.rounds) * servers.len() as u64,
+                server.name
             )));
         }
     }
@@ -111,8 +111,9 @@ fn conclude(report: &Report) -> Result<(), Exit> {
     }
     match &report.gate {
         Some(gate) if gate.verdict == Verdict::Exceeded => Err(Exit::runtime(format!(
-            "ringside-bench: gate not met: --max-overhead-p99: the proxy adds {} to the p99 of the \
+            "ringside-bench: gate not met: --max-overhead-p99: {} adds {} to the p99 of the \
              {} (at least {} with 97.5 % confidence), the limit is {}",
+            servers.get(1).map_or("the proxy", Server::phrase),
             show_signed_ns(gate.p99.estimate),
             gate.metric,
             show_signed_ns(gate.p99.low),
@@ -180,29 +181,20 @@ pub(crate) fn write(option: &str, mut to: impl Write, text: &str) -> Result<(), 
 /// the parameters of the run, the model's name and the length of the prompt in bytes.
 fn setup(options: &Options) -> Result<(Setup, String, usize), Exit> {
     let failed = |text: String| Exit::runtime(format!("ringside-bench: {text}"));
-    let addrs = [
-        resolve(Side::Direct.name(), &options.targets[0])?,
-        resolve(Side::Proxy.name(), &options.targets[1])?,
-    ];
-    let secure = |side: Side| {
-        let target = &options.targets[side.index()];
-        let secure = target
-            .tls
-            .then(|| Secure::new(&target.host, options.insecure));
-        secure
-            .transpose()
-            .map_err(|text| failed(format!("--{}: {text}", side.name())))
-    };
-    let secure = [secure(Side::Direct)?, secure(Side::Proxy)?];
-    let [direct, proxy] = options.targets.each_ref().map(|target| target.authority());
+    let peers: Vec<Peer> = (options.servers.iter())
+        .map(|server| peer(server, options.insecure))
+        .collect::<Result<_, _>>()?;
+    let direct = options.servers.first().zip(peers.first());
+    let (server, peer) = direct.ok_or_else(|| failed("no engine".to_owned()))?;
     let model = match &options.model {
         Some(model) => model.clone(),
-        None if options.targets[0].tls => {
+        None if peer.secure.is_some() => {
             return Err(failed(
                 "--direct uses TLS; set the model with --model".to_owned(),
             ));
         }
-        None => first_model(addrs[0], &direct, &options.fields[0]).map_err(failed)?,
+        None => first_model(peer.addr, &server.target.authority(), &options.fields[0])
+            .map_err(failed)?,
     };
     let prompt = options
         .prompt
@@ -218,12 +210,19 @@ fn setup(options: &Options) -> Result<(Setup, String, usize), Exit> {
         ignore_eos: options.ignore_eos,
         unique: options.unique,
     };
-    let fields = options.fields.each_ref().map(Vec::as_slice);
+    let servers = options.servers.iter().enumerate();
+    let fields: Vec<&[(String, String)]> = servers
+        .map(|(side, _)| options.fields[side.min(1)].as_slice())
+        .collect();
+    let hosts = options
+        .servers
+        .iter()
+        .map(|server| server.target.authority());
+    let hosts: Vec<String> = hosts.collect();
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let setup = Setup {
-        addrs,
-        secure,
-        requests: Requests::new(&question, [&direct, &proxy], fields),
+        requests: Requests::new(&question, &hosts, &fields),
+        peers,
         load: options.load,
         until: match options.length {
             Length::Rounds(rounds) => Until::Rounds(rounds),
@@ -239,15 +238,26 @@ fn setup(options: &Options) -> Result<(Setup, String, usize), Exit> {
     Ok((setup, model, prompt_bytes))
 }
 
+/// Resolves the host name of a server and prepares its TLS configuration.
+fn peer(server: &Server, insecure: bool) -> Result<Peer, Exit> {
+    let (name, target) = (&server.name, &server.target);
+    let secure = target.tls.then(|| Secure::new(&target.host, insecure));
+    let secure = secure.transpose();
+    Ok(Peer {
+        name: name.clone(),
+        addr: resolve(name, target)?,
+        secure: secure.map_err(|text| Exit::runtime(format!("ringside-bench: {name}: {text}")))?,
+    })
+}
+
 /// Resolves the host name of `target` and returns its first address. IPv4 is preferred, since
-/// engines listen on 0.0.0.0 by default. `option` is the command-line option that error messages
-/// name.
-pub(crate) fn resolve(option: &str, target: &Target) -> Result<SocketAddr, Exit> {
+/// engines listen on 0.0.0.0 by default. Error messages start with `name`.
+pub(crate) fn resolve(name: &str, target: &Target) -> Result<SocketAddr, Exit> {
     let found = (target.host.as_str(), target.port).to_socket_addrs();
     let mut addrs: Vec<SocketAddr> = found
         .map_err(|error| {
             Exit::runtime(format!(
-                "ringside-bench: --{option}: cannot resolve {}: {error}",
+                "ringside-bench: {name}: cannot resolve {}: {error}",
                 target.host
             ))
         })?
@@ -255,7 +265,7 @@ pub(crate) fn resolve(option: &str, target: &Target) -> Result<SocketAddr, Exit>
     addrs.sort_by_key(SocketAddr::is_ipv6);
     addrs.first().copied().ok_or_else(|| {
         Exit::runtime(format!(
-            "ringside-bench: --{option}: {} has no address",
+            "ringside-bench: {name}: {} has no address",
             target.host
         ))
     })
@@ -319,7 +329,9 @@ pub(crate) fn on_cpu(cpu: Option<usize>) -> Result<(), String> {
 
 fn bar(options: &Options) -> ProgressBar {
     let length = match options.length {
-        Length::Rounds(rounds) => (rounds + u64::from(options.warmup)) * 2,
+        Length::Rounds(rounds) => {
+            (rounds + u64::from(options.warmup)) * options.servers.len() as u64
+        }
         Length::Time(time) => time.as_secs().max(1),
     };
     let bar = ProgressBar::new(length);

@@ -1,8 +1,10 @@
 //! Tests of the report, with runs constructed by hand.
 
 use super::*;
+use crate::cli::Target;
 use crate::precision::SchedStat;
 use crate::response::Text;
+use crate::schedule::Side;
 
 fn done(round: u32, side: Side) -> Done {
     Done {
@@ -20,33 +22,61 @@ fn done(round: u32, side: Side) -> Done {
     }
 }
 
-fn rounds(count: u32, change: impl Fn(&mut Done)) -> Vec<(Done, Done)> {
-    let both = |round| {
-        let mut two = Side::BOTH.map(|side| done(round, side));
-        two.iter_mut().for_each(&change);
-        two.into()
+fn side(index: usize) -> Side {
+    Side::all(9).nth(index).unwrap()
+}
+
+fn servers(names: &[&str]) -> Vec<Server> {
+    let server = |name: &&str| Server {
+        name: (*name).to_owned(),
+        target: Target {
+            host: "h".to_owned(),
+            port: 1,
+            tls: false,
+        },
     };
-    (0..count).map(both).collect()
+    names.iter().map(server).collect()
+}
+
+fn rounds(count: u32, sides: usize, change: impl Fn(&mut Done)) -> Vec<Vec<Done>> {
+    let one = |round| {
+        let mut all: Vec<Done> = Side::all(sides).map(|side| done(round, side)).collect();
+        all.iter_mut().for_each(&change);
+        all
+    };
+    (0..count).map(one).collect()
+}
+
+/// Checks rounds of an engine and one proxy.
+fn check(rounds: &[Vec<Done>]) -> ResponseCheck {
+    let servers = servers(&["direct", "proxy"]);
+    sequence(rounds.iter().map(Vec::as_slice), &servers)
 }
 
 #[test]
 fn rounds_with_one_response_are_left_out() {
     let responses = [
-        done(0, Side::Proxy),
-        done(2, Side::Direct),
-        done(0, Side::Direct),
-        done(9, Side::Direct),
+        done(0, side(1)),
+        done(2, side(0)),
+        done(0, side(0)),
+        done(9, side(0)),
     ];
-    let found = complete(&responses, 3);
-    assert_eq!(found.len(), 3);
-    let (direct, proxy) = found[0].unwrap();
-    assert_eq!((direct.side, proxy.side), (Side::Direct, Side::Proxy));
-    assert!(found[1].is_none() && found[2].is_none());
+    let found = Complete::of(&responses, 3, 2);
+    assert_eq!(found.numbers, [Some(0), None, None]);
+    assert_eq!(found.count(), 1);
+    let sides: Vec<Side> = found.done.iter().map(|done| done.side).collect();
+    assert_eq!(sides, [side(0), side(1)]);
+    let mut later = rounds(3, 3, |_| {}).concat();
+    later.remove(4);
+    let found = Complete::of(&later, 3, 3);
+    assert_eq!(found.numbers, [Some(0), None, Some(1)]);
+    assert_eq!(found.rounds().nth(1).unwrap()[2].round, 2);
+    assert_eq!(found.values(|done| done.ttft_ns).len(), 3);
 }
 
 #[test]
 fn equal_responses_are_not_wrong() {
-    let found = sequence(rounds(3, |_| {}).iter());
+    let found = check(&rounds(3, 2, |_| {}));
     assert_eq!((found.rounds, found.numbered), (3, 0));
     assert_eq!(
         (found.events_differ, found.texts_differ),
@@ -57,13 +87,13 @@ fn equal_responses_are_not_wrong() {
 
 #[test]
 fn a_changed_text_is_wrong_if_direct_texts_do_not_vary() {
-    let changed = rounds(3, |done| {
-        if done.round == 1 && done.side == Side::Proxy {
+    let changed = rounds(3, 2, |done| {
+        if done.round == 1 && done.side == side(1) {
             done.text.hash = 1;
             done.events = 3;
         }
     });
-    let found = sequence(changed.iter());
+    let found = check(&changed);
     assert_eq!(
         (found.events_differ, found.texts_differ),
         (Some(1), Some(1))
@@ -75,11 +105,11 @@ fn a_changed_text_is_wrong_if_direct_texts_do_not_vary() {
         "round 1: 4 events direct, 3 through the proxy, different text"
     );
 
-    let varied = rounds(3, |done| {
+    let varied = rounds(3, 2, |done| {
         done.text.hash = u64::from(done.round) * 2 + done.side.index() as u64;
         done.events = done.round;
     });
-    let found = sequence(varied.iter());
+    let found = check(&varied);
     assert_eq!((found.events_differ, found.texts_differ), (None, None));
     assert!(!found.is_wrong() && found.first.is_none());
 }
@@ -87,28 +117,45 @@ fn a_changed_text_is_wrong_if_direct_texts_do_not_vary() {
 #[test]
 fn merged_events_are_wrong_on_a_mock_engine_only() {
     let merge = |order| {
-        rounds(2, move |done| {
+        rounds(2, 2, move |done| {
             done.text.order = order;
-            done.events -= u32::from(done.side == Side::Proxy);
+            done.events -= u32::from(done.side == side(1));
         })
     };
-    let model = sequence(merge(Order::Unnumbered).iter());
+    let model = check(&merge(Order::Unnumbered));
     assert!(!model.is_wrong());
     assert!(model.first.is_some());
-    let mock = sequence(merge(Order::Kept).iter());
+    let mock = check(&merge(Order::Kept));
     assert!(mock.is_wrong());
 }
 
 #[test]
 fn a_wrong_order_is_reported_even_if_both_sides_have_it() {
-    let broken = sequence(rounds(2, |done| done.text.order = Order::Broken).iter());
-    assert_eq!((broken.numbered, broken.broken), (4, [2, 2]));
+    let broken = check(&rounds(2, 2, |done| done.text.order = Order::Broken));
+    assert_eq!((broken.numbered, &broken.broken[..]), (4, &[2, 2][..]));
     assert!(broken.is_wrong());
     assert!(
         broken
             .first
             .unwrap()
             .starts_with("round 0, direct: a token")
+    );
+}
+
+#[test]
+fn a_second_proxy_that_changes_the_text_is_named() {
+    let changed = rounds(3, 3, |done| {
+        if done.round == 2 && done.side == side(2) {
+            done.text.hash = 1;
+        }
+    });
+    let servers = servers(&["direct", "a", "b"]);
+    let found = sequence(changed.iter().map(Vec::as_slice), &servers);
+    assert_eq!((found.rounds, found.texts_differ), (3, Some(1)));
+    let first = found.first.unwrap();
+    assert_eq!(
+        first,
+        "round 2: 4 events direct, 4 through b, different text"
     );
 }
 
@@ -133,10 +180,13 @@ fn the_gate_fails_only_if_the_whole_interval_is_above_the_limit() {
     let metric = |title, p99| Metric {
         name: "x",
         title,
-        values: [Values::default(), Values::default()],
-        overhead: Overhead {
-            quantiles: [Difference::default(), Difference::default(), p99],
-            mean: Difference::default(),
+        values: vec![Values::default(); 2],
+        differences: Differences {
+            added: vec![Overhead {
+                quantiles: [Difference::default(), Difference::default(), p99],
+                mean: Difference::default(),
+            }],
+            over_first: Vec::new(),
         },
     };
     let held = difference(1.0, 0.0, 2.0);

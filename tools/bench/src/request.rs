@@ -71,34 +71,38 @@ pub fn prompt_of(tokens: u32) -> String {
 /// The requests of a run, ready to send.
 #[derive(Clone, Debug)]
 pub struct Requests {
-    sides: [Vec<u8>; 2],
+    sides: Vec<Vec<u8>>,
     /// Byte offset of the tag in the request to each side; `None` if prompts are not unique.
-    tags: Option<[usize; 2]>,
+    tags: Option<Vec<usize>>,
 }
 
 impl Requests {
     /// Prepares the requests. `hosts` are the values of the `host` field for each side, and
-    /// `fields` are additional header fields for each side, direct first.
+    /// `fields` are as many lists of additional header fields, direct first.
     #[must_use]
-    pub fn new(question: &Question, hosts: [&str; 2], fields: [&[(String, String)]; 2]) -> Self {
+    pub fn new(question: &Question, hosts: &[String], fields: &[&[(String, String)]]) -> Self {
         let body = body(question);
-        let sides = [0, 1].map(|i| {
+        let request = |(host, fields): (&String, &&[(String, String)])| {
             let mut head = format!(
                 "POST {} HTTP/1.1\r\nhost: {}\r\ncontent-type: application/json\r\n\
                  accept: text/event-stream\r\ncontent-length: {}\r\n",
                 question.path,
-                hosts[i],
+                host,
                 body.len()
             );
-            for (name, value) in fields[i] {
+            for (name, value) in *fields {
                 head.push_str(&format!("{name}: {value}\r\n"));
             }
             head.push_str("\r\n");
             head.push_str(&body);
             head.into_bytes()
-        });
+        };
+        let sides: Vec<Vec<u8>> = hosts.iter().zip(fields).map(request).collect();
         let tag_in_body = body.find(TAG_PLACEHOLDER).filter(|_| question.unique);
-        let tags = tag_in_body.map(|at| [0, 1].map(|i| sides[i].len() - body.len() + at));
+        let tags = tag_in_body.map(|at| {
+            let offset = |side: &Vec<u8>| side.len() - body.len() + at;
+            sides.iter().map(offset).collect()
+        });
         Self { sides, tags }
     }
 
@@ -107,10 +111,10 @@ impl Requests {
     #[must_use]
     pub fn of(&self, round: u32, side: Side, salt: u64) -> Cow<'_, [u8]> {
         let bytes = &self.sides[side.index()];
-        let Some(tags) = self.tags else {
+        let Some(tags) = &self.tags else {
             return Cow::Borrowed(bytes);
         };
-        let number = u64::from(round) * 2 + side.index() as u64;
+        let number = u64::from(round) * self.sides.len() as u64 + side.index() as u64;
         // The multiplication spreads the number over all digits, so that prompts differ from their
         // first token on.
         let tag = (number ^ salt).wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -171,11 +175,17 @@ mod tests {
     }
 
     #[test]
-    fn both_sides_get_the_same_body() {
+    fn all_sides_get_the_same_body() {
         let fields = [("x-prefiller-host-port".to_owned(), "h:1".to_owned())];
-        let requests = Requests::new(&question(), ["a:1", "b:2"], [&[], &fields]);
-        let direct = requests.of(7, Side::Direct, 1);
-        let proxy = requests.of(7, Side::Proxy, 1);
+        let requests = Requests::new(
+            &question(),
+            &["a:1".to_owned(), "b:2".to_owned()],
+            &[&[], &fields],
+        );
+        let [direct, proxy] = [0, 1].map(|i| {
+            let side = Side::all(2).nth(i).unwrap();
+            requests.of(7, side, 1)
+        });
         let want = json!({"prompt": "say\n0123456789abcdef", "model": "a \"b\"", "max_tokens": 3,
                           "temperature": 0, "stream": true, "ignore_eos": true});
         assert_eq!(body_of(&direct), want);
@@ -202,10 +212,12 @@ mod tests {
             ignore_eos: false,
             ..question()
         };
-        let requests = Requests::new(&question, ["a", "b"], [&[], &[]]);
+        let none: &[(String, String)] = &[];
+        let hosts = ["a", "b", "c"].map(str::to_owned);
+        let requests = Requests::new(&question, &hosts, &[none; 3]);
         let mut seen = BTreeSet::new();
         for round in 0..100 {
-            for side in Side::BOTH {
+            for side in Side::all(3) {
                 let body = body_of(&requests.of(round, side, 99));
                 let prompt = body["messages"][0]["content"].as_str().unwrap().to_owned();
                 assert_eq!(prompt.len(), TAG_DIGITS + 1 + question.prompt.len());

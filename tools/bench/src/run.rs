@@ -13,14 +13,23 @@ use crate::response::Text;
 use crate::schedule::{Load, Side, Until};
 use crate::wire::Secure;
 
+/// The server of one side: the engine or a proxy.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// Name in messages.
+    pub name: String,
+    /// Address that the client connects to.
+    pub addr: SocketAddr,
+    /// TLS configuration; `None` for plain HTTP.
+    pub secure: Option<Secure>,
+}
+
 /// The parameters of an `overhead` run.
 #[derive(Clone, Debug)]
 pub struct Setup {
-    /// Addresses of both sides, direct first.
-    pub addrs: [SocketAddr; 2],
-    /// TLS configuration per side; `None` for plain HTTP.
-    pub secure: [Option<Secure>; 2],
-    /// The requests to both sides, ready to send.
+    /// The servers of all sides, direct first.
+    pub peers: Vec<Peer>,
+    /// The requests to all sides, ready to send.
     pub requests: Requests,
     /// When requests are sent: in a closed loop with a number of concurrent requests, or in an open
     /// loop at a rate.
@@ -62,20 +71,35 @@ pub struct Done {
     pub text: Text,
 }
 
-/// Requests that failed.
-#[derive(Clone, Debug, Default)]
-pub struct Failures {
-    /// Number of failed requests per side.
-    pub count: [u64; 2],
-    /// Description of the first failed request per side; `None` if none failed.
-    pub first: [Option<String>; 2],
+/// Counters of one side.
+#[derive(Clone, Debug)]
+pub struct Counts {
+    /// Number of requests that failed.
+    pub failures: u64,
+    /// Description of the first failed request; `None` if none failed.
+    pub first_failure: Option<String>,
+    /// Nanoseconds to open each connection, including the TLS handshake.
+    pub connect_ns: Histogram<u64>,
+    /// Number of idle connections that were replaced because the peer closed them or sent
+    /// unexpected bytes on them.
+    pub reopened: u64,
+    /// Requests that had to wait for a connection.
+    pub waited: u64,
+    /// Requests sent again, because the peer closed the idle connection at the same time as the
+    /// request was sent.
+    pub sent_again: u64,
 }
 
-impl Failures {
-    /// Returns the number of failed requests of both sides.
-    #[must_use]
-    pub const fn total(&self) -> u64 {
-        self.count[0] + self.count[1]
+impl Counts {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            failures: 0,
+            first_failure: None,
+            connect_ns: histogram()?,
+            reopened: 0,
+            waited: 0,
+            sent_again: 0,
+        })
     }
 }
 
@@ -117,19 +141,9 @@ pub struct Run {
     /// Complete responses, without the warm-up.
     pub done: Vec<Done>,
     /// Gaps between events with text per side, in nanoseconds, each with the number of its round.
-    pub gaps: [Vec<(u64, u32)>; 2],
-    /// Requests that failed.
-    pub failures: Failures,
-    /// Nanoseconds to open each connection, including the TLS handshake, per side.
-    pub connect_ns: [Histogram<u64>; 2],
-    /// Number of idle connections per side that were replaced because the peer closed them or sent
-    /// unexpected bytes on them.
-    pub reopened: [u64; 2],
-    /// Requests that had to wait for a connection, per side.
-    pub waited: [u64; 2],
-    /// Requests sent again, because the peer closed the idle connection at the same time as the
-    /// request was sent, per side.
-    pub sent_again: [u64; 2],
+    pub gaps: Vec<Vec<(u64, u32)>>,
+    /// Counters per side.
+    pub counts: Vec<Counts>,
     /// Delays caused by the client.
     pub lag: Lag,
     /// Whether the run ended early because the maximum number of gaps was reached.
@@ -139,66 +153,66 @@ pub struct Run {
 }
 
 impl Run {
-    /// Creates an empty result.
+    /// Creates an empty result of a run with `sides` sides.
     ///
     /// # Errors
     /// Same as [`histogram`].
-    pub fn new() -> io::Result<Self> {
+    pub fn new(sides: usize) -> io::Result<Self> {
         Ok(Self {
             rounds: 0,
             done: Vec::new(),
-            gaps: [Vec::new(), Vec::new()],
-            failures: Failures::default(),
-            connect_ns: [histogram()?, histogram()?],
-            reopened: [0; 2],
-            waited: [0; 2],
-            sent_again: [0; 2],
+            gaps: vec![Vec::new(); sides],
+            counts: (0..sides)
+                .map(|_| Counts::new())
+                .collect::<Result<_, _>>()?,
             lag: Lag::new()?,
             full: false,
             wall_ns: 0,
         })
+    }
+
+    /// Returns the number of failed requests of all sides.
+    #[must_use]
+    pub fn failures(&self) -> u64 {
+        self.counts.iter().map(|counts| counts.failures).sum()
     }
 }
 
 /// The reason why a run has no result.
 #[derive(Debug)]
 pub enum RunError {
-    /// A connection to this side, at this address, failed to open or did not open in time.
-    Connect(Side, SocketAddr, io::Error),
+    /// A connection to the server with this name, at this address, failed to open or did not open
+    /// in time.
+    Connect(String, SocketAddr, io::Error),
     /// A system call of the client failed.
     Client(io::Error),
-    /// A request of the warm-up failed, so later requests would probably fail too.
-    Warmup(Side, String),
+    /// A request of the warm-up to the server with this name failed, so later requests would
+    /// probably fail too.
+    Warmup(String, String),
     /// This many requests to one side wait for a connection, which is more than `WAITING_MAX`.
     TooSlow(usize),
-    /// The server of this side closed more than `REOPENED_MAX` idle connections, or sent unexpected
-    /// bytes on them.
-    Closing(Side),
+    /// The server with this name closed more than `REOPENED_MAX` idle connections, or sent
+    /// unexpected bytes on them.
+    Closing(String),
 }
 
 impl fmt::Display for RunError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Connect(side, addr, error) => write!(
+            Self::Connect(name, addr, error) => write!(
                 f,
-                "{}: cannot connect to {addr}: {error}; is it running, and is --{} right?",
-                side.name(),
-                side.name()
+                "{name}: cannot connect to {addr}: {error}; is it running, and is its URL right?"
             ),
             Self::Client(error) => write!(f, "the client failed: {error}"),
-            Self::Warmup(side, what) => {
-                write!(f, "{}: a warm-up request failed: {what}", side.name())
-            }
+            Self::Warmup(name, what) => write!(f, "{name}: a warm-up request failed: {what}"),
             Self::TooSlow(waiting) => write!(
                 f,
                 "{waiting} requests wait for a connection: the upstream or this client cannot keep up \
                  with --rate; lower it"
             ),
-            Self::Closing(side) => write!(
+            Self::Closing(name) => write!(
                 f,
-                "{}: the server keeps closing idle connections; is --{} right?",
-                side.name(),
-                side.name()
+                "{name}: the server keeps closing idle connections; is its URL right?"
             ),
         }
     }

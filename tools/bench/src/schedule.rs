@@ -2,52 +2,58 @@
 //! parameter.
 //!
 //! Requests are sent in rounds, one to each side, in an order drawn at random for each round, so
-//! that drift and the effects of one request on the next (a warm prefix cache) affect both sides alike.
-//! In a closed loop, each of `concurrency` lanes sends its next request when the previous one has
-//! ended. In an open loop, requests have planned times that do not depend on responses.
+//! that drift and the effects of one request on the next (a warm prefix cache) affect all sides
+//! alike. In a closed loop, each of `concurrency` lanes sends its next request when the previous
+//! one has ended. In an open loop, requests have planned times that do not depend on responses.
 
 use std::collections::VecDeque;
 
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
-use crate::limits::ROUNDS_MAX;
+use crate::limits::{ROUNDS_MAX, SIDES_MAX};
 
-/// The destination of a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Side {
-    /// The request is sent directly to the engine.
-    Direct,
-    /// The request is sent through the proxy.
-    Proxy,
-}
+/// The destination of a request: the engine itself, or one of the proxies in front of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Side(u8);
 
 impl Side {
-    /// Both sides, direct first.
-    pub const BOTH: [Self; 2] = [Self::Direct, Self::Proxy];
+    /// The request is sent directly to the engine.
+    pub const DIRECT: Self = Self(0);
 
-    /// Returns 0 for direct and 1 for the proxy.
+    /// Returns the sides of a run with this many of them, at most [`SIDES_MAX`]: direct first, then
+    /// the proxies in the order of the command line.
+    pub fn all(count: usize) -> impl Iterator<Item = Self> + Clone {
+        (0..).map(Self).take(count.min(SIDES_MAX))
+    }
+
+    /// Returns 0 for direct, 1 for the first proxy, and so on.
     #[must_use]
     pub const fn index(self) -> usize {
-        match self {
-            Self::Direct => 0,
-            Self::Proxy => 1,
-        }
+        self.0 as usize
     }
+}
 
-    /// Returns the name used in messages and reports.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Direct => "direct",
-            Self::Proxy => "proxy",
+/// The order in which the requests of one round are sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Order {
+    sides: [Side; SIDES_MAX],
+    count: u8,
+}
+
+impl Order {
+    /// Draws an order of `count` sides; all orders are equally likely.
+    fn draw(count: usize, rng: &mut SmallRng) -> Self {
+        let mut sides = [Side::DIRECT; SIDES_MAX];
+        for (place, side) in sides.iter_mut().zip(Side::all(count)) {
+            *place = side;
         }
-    }
-
-    const fn other(self) -> Self {
-        match self {
-            Self::Direct => Self::Proxy,
-            Self::Proxy => Self::Direct,
+        for last in (1..count).rev() {
+            sides.swap(last, rng.random_range(0..=last));
+        }
+        Self {
+            sides,
+            count: count as u8,
         }
     }
 }
@@ -63,7 +69,7 @@ pub enum Load {
     },
     /// Open loop: requests have planned times that do not depend on responses.
     Open {
-        /// Requests per second to both sides together, above 0.
+        /// Requests per second to all sides together, above 0.
         rate: f64,
         /// Whether the times between requests are exponentially distributed; otherwise they are
         /// equal.
@@ -89,8 +95,33 @@ pub struct Ask {
     pub round: u32,
     /// The side that the request is sent to.
     pub side: Side,
-    /// Whether this is the second request of its round, sent to the other side than the first one.
-    second: bool,
+    /// Position of the request in its round, from 0.
+    position: u8,
+    order: Order,
+}
+
+impl Ask {
+    const fn first(round: u32, order: Order) -> Self {
+        Self {
+            round,
+            side: order.sides[0],
+            position: 0,
+            order,
+        }
+    }
+
+    /// Returns the request of the same round that follows this one; `None` if this is the last.
+    const fn following(self) -> Option<Self> {
+        let position = self.position + 1;
+        if position >= self.order.count {
+            return None;
+        }
+        Some(Self {
+            side: self.order.sides[position as usize],
+            position,
+            ..self
+        })
+    }
 }
 
 /// The next action of the client.
@@ -110,6 +141,8 @@ pub enum Next {
 /// The schedule of one run.
 #[derive(Clone, Debug)]
 pub struct Schedule {
+    /// Number of sides: 1 for direct, and the number of proxies.
+    sides: usize,
     load: Load,
     until: Until,
     warmup: u32,
@@ -128,10 +161,12 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// Creates a schedule whose first `warmup` rounds do not count towards `until`.
+    /// Creates a schedule of rounds with one request to each of `sides` sides. The first `warmup`
+    /// rounds do not count towards `until`.
     #[must_use]
-    pub fn new(load: Load, until: Until, warmup: u32, seed: u64) -> Self {
+    pub fn new(sides: usize, load: Load, until: Until, warmup: u32, seed: u64) -> Self {
         Self {
+            sides: sides.clamp(1, SIDES_MAX),
             load,
             until,
             warmup,
@@ -187,13 +222,10 @@ impl Schedule {
                     return Next::At(due);
                 }
                 if self.ready.is_empty() && self.begin_round(due) {
-                    // The second request of the round gets its own planned time.
-                    let second = self.ready.front().map(|first| Ask {
-                        side: first.side.other(),
-                        second: true,
-                        ..*first
-                    });
-                    self.ready.extend(second);
+                    // Each further request of the round gets its own planned time.
+                    while let Some(ask) = self.ready.back().and_then(|ask| ask.following()) {
+                        self.ready.push_back(ask);
+                    }
                 }
                 let Some(ask) = self.ready.pop_front() else {
                     return Next::Nothing;
@@ -213,14 +245,9 @@ impl Schedule {
         if matches!(self.load, Load::Open { .. }) {
             return;
         }
-        if ask.second || self.stopped {
-            self.lanes_free += 1;
-        } else {
-            self.ready.push_back(Ask {
-                side: ask.side.other(),
-                second: true,
-                ..ask
-            });
+        match ask.following().filter(|_| !self.stopped) {
+            Some(ask) => self.ready.push_back(ask),
+            None => self.lanes_free += 1,
         }
     }
 
@@ -241,12 +268,8 @@ impl Schedule {
         if self.rounds >= self.warmup && self.begun_ns.is_none() {
             self.begun_ns = Some(now_ns);
         }
-        let side = Side::BOTH[usize::from(self.rng.random::<bool>())];
-        self.ready.push_back(Ask {
-            round: self.rounds,
-            side,
-            second: false,
-        });
+        let order = Order::draw(self.sides, &mut self.rng);
+        self.ready.push_back(Ask::first(self.rounds, order));
         self.rounds += 1;
         true
     }
@@ -283,31 +306,31 @@ mod tests {
         }
     }
 
-    fn check_rounds(sent: &[(Ask, u64)], rounds: usize) {
-        assert_eq!(sent.len(), rounds * 2);
+    fn check_rounds(sent: &[(Ask, u64)], sides: usize, rounds: usize) {
+        assert_eq!(sent.len(), rounds * sides);
+        let mut begun_by = vec![0; sides];
         for round in 0..rounds {
-            let both: Vec<&Ask> = sent
-                .iter()
-                .map(|(ask, _)| ask)
-                .filter(|ask| ask.round as usize == round)
-                .collect();
-            assert_eq!(both.len(), 2);
-            assert_eq!(both[0].side, both[1].side.other());
-            assert!(!both[0].second && both[1].second);
+            let of_round = sent.iter().map(|(ask, _)| ask);
+            let of_round = of_round.filter(|ask| ask.round as usize == round);
+            let mut seen: Vec<usize> = of_round.map(|ask| ask.side.index()).collect();
+            begun_by[seen[0]] += 1;
+            seen.sort_unstable();
+            assert_eq!(seen, (0..sides).collect::<Vec<_>>());
         }
-        let direct_first = sent
-            .iter()
-            .filter(|(ask, _)| !ask.second && ask.side == Side::Direct)
-            .count();
-        assert!((rounds / 4..=rounds * 3 / 4).contains(&direct_first));
+        let fair = rounds / sides;
+        let usual = fair / 2..=fair * 3 / 2;
+        assert!(
+            begun_by.iter().all(|count| usual.contains(count)),
+            "{begun_by:?}"
+        );
     }
 
     #[test]
     fn closed_loops_keep_their_lanes_busy() {
-        for concurrency in [1, 3] {
+        for (concurrency, sides) in [(1, 2), (3, 2), (2, 5), (1, SIDES_MAX)] {
             let load = Load::Closed { concurrency };
-            let sent = run(Schedule::new(load, Until::Rounds(90), 10, 1), 50);
-            check_rounds(&sent, 100);
+            let sent = run(Schedule::new(sides, load, Until::Rounds(190), 10, 1), 50);
+            check_rounds(&sent, sides, 200);
             for at in 0..sent[sent.len() - 1].1 {
                 let open = sent.iter().filter(|(_, t)| *t <= at && at < t + 50).count();
                 assert!(open <= concurrency, "{open} at {at}");
@@ -319,16 +342,18 @@ mod tests {
     fn open_loops_do_not_wait_for_responses() {
         let load = |poisson| Load::Open { rate: 1e6, poisson };
         let fixed = run(
-            Schedule::new(load(false), Until::Rounds(200), 0, 1),
+            Schedule::new(2, load(false), Until::Rounds(200), 0, 1),
             1_000_000,
         );
-        check_rounds(&fixed, 200);
+        check_rounds(&fixed, 2, 200);
         assert!(fixed.windows(2).all(|two| two[1].1 - two[0].1 == 1_000));
         let poisson = run(
-            Schedule::new(load(true), Until::Rounds(2_000), 0, 1),
+            Schedule::new(2, load(true), Until::Rounds(2_000), 0, 1),
             1_000_000,
         );
-        check_rounds(&poisson, 2_000);
+        check_rounds(&poisson, 2, 2_000);
+        let of_four = Schedule::new(4, load(true), Until::Rounds(200), 3, 1);
+        check_rounds(&run(of_four, 5_000), 4, 203);
         let mean = poisson[poisson.len() - 1].1 / (poisson.len() as u64 - 1);
         assert!((900..1_100).contains(&mean), "{mean}");
         let long = poisson.windows(2).filter(|two| two[1].1 - two[0].1 > 1_000);
@@ -340,7 +365,7 @@ mod tests {
     #[test]
     fn durations_count_from_the_end_of_the_warm_up() {
         let load = Load::Closed { concurrency: 1 };
-        let sent = run(Schedule::new(load, Until::Ns(1_000), 5, 2), 100);
+        let sent = run(Schedule::new(2, load, Until::Ns(1_000), 5, 2), 100);
         // Five warm-up rounds, then five rounds in a thousand nanoseconds.
         assert_eq!(sent.len(), 20);
     }
@@ -348,7 +373,7 @@ mod tests {
     #[test]
     fn a_stopped_schedule_sends_nothing_more() {
         let load = Load::Closed { concurrency: 2 };
-        let mut schedule = Schedule::new(load, Until::Rounds(10), 0, 1);
+        let mut schedule = Schedule::new(2, load, Until::Rounds(10), 0, 1);
         let Next::Send(ask, None) = schedule.next(0) else {
             panic!("nothing to send")
         };

@@ -1,8 +1,8 @@
 //! Quantiles, and confidence intervals of the difference between two of them.
 //!
 //! Each value belongs to a round of requests, one to each side. The bootstrap draws as many rounds
-//! as were measured, with replacement, and computes the difference of quantiles for the drawn rounds.
-//! It repeats this [`RESAMPLES`] times; the interval is the middle 95 % of the results.
+//! as were measured, with replacement, and computes the difference of quantiles for the drawn
+//! rounds. It repeats this [`RESAMPLES`] times; the interval is the middle 95 % of the results.
 //!
 //! Whole rounds are drawn because the values within a round depend on each other: the gaps of one
 //! response do, and so do two requests that experience the same drift. Rounds are assumed to be
@@ -69,8 +69,8 @@ impl Values {
         sum as f64 / self.len().max(1) as f64
     }
 
-    /// Returns the quantiles at [`QUANTILES`] and the mean, with the values of each round counted as
-    /// often as the round's entry in `weights`.
+    /// Returns the quantiles at [`QUANTILES`] and the mean, with the values of each round counted
+    /// as often as the round's entry in `weights`.
     fn weighted(&self, weights: &[u32]) -> [f64; 4] {
         let (mut total, mut sum) = (0_u64, 0_u128);
         for (value, round) in &self.sorted {
@@ -144,45 +144,82 @@ impl Overhead {
     }
 }
 
-/// Computes the overhead of each metric from the values of both sides, direct first. Rounds are
+/// The differences between the sides of one metric.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Differences {
+    /// For each proxy, in the order of the sides: the proxy minus direct.
+    pub added: Vec<Overhead>,
+    /// For each proxy after the first: the proxy minus the first proxy.
+    pub over_first: Vec<Overhead>,
+}
+
+/// Computes the differences of each metric from the values of all sides, direct first. Rounds are
 /// numbered from 0 to `rounds - 1`. The same seed results in the same intervals.
 #[must_use]
-pub fn overheads<const N: usize>(
-    metrics: [(&Values, &Values); N],
-    rounds: usize,
-    seed: u64,
-) -> [Overhead; N] {
+pub fn differences(metrics: &[Vec<Values>], rounds: usize, seed: u64) -> Vec<Differences> {
     let mut rng = SmallRng::seed_from_u64(seed);
     let mut weights = vec![1_u32; rounds];
-    let differences = |weights: &[u32]| {
-        metrics.map(|(direct, proxy)| {
-            let (direct, proxy) = (direct.weighted(weights), proxy.weighted(weights));
-            std::array::from_fn::<f64, 4, _>(|i| proxy[i] - direct[i])
-        })
-    };
-    let estimates = differences(&weights);
-    let mut drawn: [[Vec<f64>; 4]; N] = std::array::from_fn(|_| Default::default());
+    let estimates: Vec<_> = metrics
+        .iter()
+        .map(|sides| subtract(sides, &weights))
+        .collect();
+    let empty = |metric: &Vec<[f64; 4]>| vec![[const { Vec::new() }; 4]; metric.len()];
+    let mut drawn: Vec<Vec<[Vec<f64>; 4]>> = estimates.iter().map(empty).collect();
     for _ in 0..if rounds == 0 { 0 } else { RESAMPLES } {
         weights.fill(0);
         for _ in 0..rounds {
             weights[rng.random_range(0..rounds)] += 1;
         }
-        for (metric, differences) in drawn.iter_mut().zip(differences(&weights)) {
-            for (kept, difference) in metric.iter_mut().zip(differences) {
-                kept.push(difference);
+        for (kept, sides) in drawn.iter_mut().zip(metrics) {
+            for (kept, found) in kept.iter_mut().zip(subtract(sides, &weights)) {
+                for (kept, found) in kept.iter_mut().zip(found) {
+                    kept.push(found);
+                }
             }
         }
     }
-    std::array::from_fn(|metric| {
-        let mut each = [0, 1, 2, 3]
-            .map(|i| interval(estimates[metric][i], std::mem::take(&mut drawn[metric][i])))
-            .into_iter();
-        let mut next = || each.next().unwrap_or_default();
-        Overhead {
-            quantiles: [next(), next(), next()],
-            mean: next(),
+    let each = metrics.iter().zip(estimates).zip(drawn);
+    each.map(|((sides, estimates), drawn)| {
+        let mut all = estimates.into_iter().zip(drawn);
+        let mut next = |count: usize| -> Vec<Overhead> {
+            let some = all.by_ref().take(count);
+            some.map(|(estimate, drawn)| overhead(estimate, drawn))
+                .collect()
+        };
+        Differences {
+            added: next(sides.len().saturating_sub(1)),
+            over_first: next(sides.len().saturating_sub(2)),
         }
     })
+    .collect()
+}
+
+/// Returns the differences of the quantiles at [`QUANTILES`] and of the mean: of each proxy from
+/// direct, then of each proxy after the first from the first. Each value counts as often as the
+/// entry of its round in `weights`.
+fn subtract(sides: &[Values], weights: &[u32]) -> Vec<[f64; 4]> {
+    let sides: Vec<[f64; 4]> = sides.iter().map(|side| side.weighted(weights)).collect();
+    let sides = sides.as_slice();
+    let from = |base: usize| {
+        let later = sides.iter().skip(base + 1);
+        later.filter_map(move |side| {
+            let base = sides.get(base)?;
+            Some(std::array::from_fn(|i| side[i] - base[i]))
+        })
+    };
+    from(0).chain(from(1)).collect()
+}
+
+fn overhead(estimates: [f64; 4], drawn: [Vec<f64>; 4]) -> Overhead {
+    let mut each = estimates.into_iter().zip(drawn);
+    let mut next = || {
+        let (estimate, drawn) = each.next().unwrap_or_default();
+        interval(estimate, drawn)
+    };
+    Overhead {
+        quantiles: [next(), next(), next()],
+        mean: next(),
+    }
 }
 
 fn interval(estimate: f64, mut drawn: Vec<f64>) -> Difference {
@@ -270,10 +307,14 @@ mod tests {
         (side(0), side(added))
     }
 
+    fn added(direct: Values, proxy: Values, rounds: usize, seed: u64) -> Overhead {
+        differences(&[vec![direct, proxy]], rounds, seed)[0].added[0]
+    }
+
     #[test]
     fn only_a_difference_above_the_noise_is_resolved() {
         let (direct, proxy) = rounds(500, 100, 60);
-        let [found] = overheads([(&direct, &proxy)], 500, 1);
+        let found = added(direct, proxy, 500, 1);
         for difference in found.quantiles.iter().chain([&found.mean]) {
             assert!(difference.is_resolved(), "{difference:?}");
             assert!(difference.low <= 60.0 && 60.0 <= difference.high + 10.0);
@@ -281,7 +322,7 @@ mod tests {
             assert!(difference.estimate <= difference.high);
         }
         let (direct, proxy) = rounds(500, 10_000, 60);
-        let [found] = overheads([(&direct, &proxy)], 500, 1);
+        let found = added(direct, proxy, 500, 1);
         assert!(!found.mean.is_resolved(), "{:?}", found.mean);
         assert!(!found.p50().is_resolved(), "{:?}", found.p50());
     }
@@ -296,7 +337,7 @@ mod tests {
                 Values::new(values.collect())
             };
             let (direct, proxy) = (side(0), side(500));
-            let [found] = overheads([(&direct, &proxy)], 80, seed);
+            let found = added(direct, proxy, 80, seed);
             covered += u32::from(found.mean.low <= 500.0 && 500.0 <= found.mean.high);
         }
         // 57 of 60 are expected. The seeds are fixed, so the test is deterministic.
@@ -306,12 +347,22 @@ mod tests {
     #[test]
     fn equal_seeds_give_equal_intervals_and_no_rounds_give_zero() {
         let (direct, proxy) = rounds(50, 1_000, 10);
-        let run = |seed| overheads([(&direct, &proxy)], 50, seed);
+        let run = |seed| added(direct.clone(), proxy.clone(), 50, seed);
         assert_eq!(run(3), run(3));
         assert_ne!(run(3), run(4));
-        let none = Values::default();
-        let [found] = overheads([(&none, &none)], 0, 1);
+        let found = added(Values::default(), Values::default(), 0, 1);
         assert_eq!(found, Overhead::default());
         assert!(!found.p50().is_resolved());
+    }
+
+    #[test]
+    fn every_proxy_is_compared_with_direct_and_with_the_first_proxy() {
+        let side = |ns: u64| Values::new((0..20).map(|i| (ns, i)).collect());
+        let sides: Vec<Values> = [100, 130, 120, 190].map(side).into();
+        let found = differences(&[sides, vec![side(1)]], 20, 1);
+        let p50 = |all: &[Overhead]| all.iter().map(|it| it.p50().estimate).collect::<Vec<_>>();
+        assert_eq!(p50(&found[0].added), [30.0, 20.0, 90.0]);
+        assert_eq!(p50(&found[0].over_first), [-10.0, 60.0]);
+        assert_eq!(found[1], Differences::default());
     }
 }

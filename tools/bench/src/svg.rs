@@ -102,19 +102,16 @@ fn x_axis(svg: &mut String, axis: &Axis, bottom: f64) {
     }
 }
 
-/// Plots the cumulative distribution of both sides: the time on the x axis, and the share of values
+/// Plots the cumulative distribution of each side: the time on the x axis, and the share of values
 /// that are not larger on the y axis. The x axis ends at the 99.5th percentile of the slower side,
 /// so that one outlier does not flatten the rest.
 #[must_use]
-pub fn cdf(label: &str, sides: &[Values; 2]) -> String {
+pub fn cdf(label: &str, sides: &[Values]) -> String {
     let mut svg = open(HEIGHT, label);
-    let ends = |share: f64| sides.each_ref().map(|side| side.quantile(share) as f64);
-    let [low_a, low_b] = ends(f64::MIN_POSITIVE);
-    let [high_a, high_b] = ends(0.995);
-    let (x, y) = (
-        Axis::x(low_a.min(low_b), high_a.max(high_b)),
-        Axis::y(0.0, 1.0),
-    );
+    let ends = |share: f64| sides.iter().map(move |side| side.quantile(share));
+    let low = ends(f64::MIN_POSITIVE).min().unwrap_or(0) as f64;
+    let high = ends(0.995).max().unwrap_or(0) as f64;
+    let (x, y) = (Axis::x(low, high), Axis::y(0.0, 1.0));
     x_axis(&mut svg, &x, HEIGHT - BOTTOM);
     for share in [0.0, 0.25, 0.5, 0.75, 0.9, 1.0] {
         let at = y.place(share);
@@ -128,7 +125,7 @@ pub fn cdf(label: &str, sides: &[Values; 2]) -> String {
             share * 100.0
         );
     }
-    for (values, class) in sides.iter().zip(["direct", "proxy"]) {
+    for (side, values) in sides.iter().enumerate() {
         if values.is_empty() {
             continue;
         }
@@ -139,30 +136,46 @@ pub fn cdf(label: &str, sides: &[Values; 2]) -> String {
             let letter = if i == 0 { 'M' } else { 'L' };
             let _ = write!(path, "{letter}{:.1} {:.1}", x.place(value), y.place(share));
         }
-        let _ = writeln!(svg, "<path class=\"line {class}\" d=\"{path}\"/>");
+        let _ = writeln!(svg, "<path class=\"line side{side}\" d=\"{path}\"/>");
     }
     svg.push_str("</svg>\n");
     svg
 }
 
+/// A difference to plot.
+#[derive(Clone, Debug)]
+pub struct Bar {
+    /// Text next to the bar.
+    pub label: String,
+    /// Number of the side, which determines the colour.
+    pub side: usize,
+    /// The difference and its interval.
+    pub difference: Difference,
+}
+
 /// Plots one bar for each difference, with its interval. The bar is hollow if the interval
 /// contains 0.
 #[must_use]
-pub fn bars(label: &str, rows: &[(String, Difference)]) -> String {
+pub fn bars(label: &str, rows: &[Bar]) -> String {
     const ROW: f64 = 26.0;
     const LABELS: f64 = 250.0;
     let bottom = TOP + ROW * rows.len() as f64;
     let mut svg = open(bottom + BOTTOM, label);
-    let ends = rows
-        .iter()
-        .flat_map(|(_, it)| [it.low, it.high, it.estimate]);
+    let ends = rows.iter().flat_map(|row| {
+        [
+            row.difference.low,
+            row.difference.high,
+            row.difference.estimate,
+        ]
+    });
     let (low, high) = ends.fold((0.0_f64, 0.0_f64), |(low, high), end| {
         (low.min(end), high.max(end))
     });
     let axis = Axis::new(low, high, LABELS, WIDTH - RIGHT);
     x_axis(&mut svg, &axis, bottom);
     let zero = axis.place(0.0);
-    for (i, (name, it)) in rows.iter().enumerate() {
+    for (i, row) in rows.iter().enumerate() {
+        let (it, side) = (row.difference, row.side);
         let middle = TOP + ROW * (i as f64 + 0.5);
         let (at, low, high) = (
             axis.place(it.estimate),
@@ -173,11 +186,11 @@ pub fn bars(label: &str, rows: &[(String, Difference)]) -> String {
         let _ = writeln!(
             svg,
             "<text class=\"name\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>\
-             <rect class=\"{class}\" x=\"{:.1}\" y=\"{:.1}\" width=\"{:.1}\" height=\"12\"/>\
+             <rect class=\"{class} side{side}\" x=\"{:.1}\" y=\"{:.1}\" width=\"{:.1}\" height=\"12\"/>\
              <path class=\"whisker\" d=\"M{low:.1} {middle:.1}H{high:.1}M{low:.1} {:.1}v8M{high:.1} {:.1}v8\"/>",
             LABELS - 8.0,
             middle + 4.0,
-            escape(name),
+            escape(&row.label),
             zero.min(at),
             middle - 6.0,
             (at - zero).abs(),
@@ -192,11 +205,11 @@ pub fn bars(label: &str, rows: &[(String, Difference)]) -> String {
     svg
 }
 
-/// Plots the medians of both sides over the course of the run, which shows drift and whether it
-/// affected both sides alike. Each element of `columns` has the medians of one interval of the run,
+/// Plots the medians of `sides` sides over the course of the run, which shows drift and whether it
+/// affected all sides alike. Each element of `columns` has the medians of one interval of the run,
 /// direct first; `None` is skipped.
 #[must_use]
-pub fn timeline(label: &str, columns: &[[Option<u64>; 2]], wall_ns: u64) -> String {
+pub fn timeline(label: &str, sides: usize, columns: &[Vec<Option<u64>>], wall_ns: u64) -> String {
     let mut svg = open(HEIGHT, label);
     let seen = || columns.iter().flatten().flatten();
     let low = seen().min().map_or(0.0, |ns| *ns as f64);
@@ -215,10 +228,12 @@ pub fn timeline(label: &str, columns: &[[Option<u64>; 2]], wall_ns: u64) -> Stri
             show_ns(tick)
         );
     }
-    for (side, class) in ["direct", "proxy"].into_iter().enumerate() {
+    for side in 0..sides {
         let mut path = String::new();
         for (i, column) in columns.iter().enumerate() {
-            let Some(ns) = column[side] else { continue };
+            let Some(ns) = column.get(side).copied().flatten() else {
+                continue;
+            };
             let time = (i as f64 + 0.5) / columns.len() as f64 * wall_ns as f64;
             let letter = if path.is_empty() { 'M' } else { 'L' };
             let _ = write!(
@@ -228,7 +243,7 @@ pub fn timeline(label: &str, columns: &[[Option<u64>; 2]], wall_ns: u64) -> Stri
                 y.place(ns as f64)
             );
         }
-        let _ = writeln!(svg, "<path class=\"line {class}\" d=\"{path}\"/>");
+        let _ = writeln!(svg, "<path class=\"line side{side}\" d=\"{path}\"/>");
     }
     svg.push_str("</svg>\n");
     svg
@@ -274,9 +289,16 @@ mod tests {
             cdf("x", &[one.clone(), none]),
             cdf("x", &[one.clone(), one]),
             bars("x", &[]),
-            bars("x", &[("a<b".to_owned(), Difference::default())]),
-            timeline("x", &[], 0),
-            timeline("x", &[[None, Some(3)], [Some(1), None]], 10),
+            bars(
+                "x",
+                &[Bar {
+                    label: "a<b".to_owned(),
+                    side: 1,
+                    difference: Difference::default(),
+                }],
+            ),
+            timeline("x", 2, &[], 0),
+            timeline("x", 2, &[vec![None, Some(3)], vec![Some(1), None]], 10),
         ] {
             assert!(svg.starts_with("<svg ") && svg.trim_end().ends_with("</svg>"));
             assert!(!svg.contains("NaN") && !svg.contains("inf") && !svg.contains("a<b"));

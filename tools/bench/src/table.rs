@@ -2,15 +2,17 @@
 
 use std::fmt::Write;
 
+use crate::cli::Server;
 use crate::limits::RESAMPLES;
 use crate::precision::nanos;
 use crate::report::{Metric, Report, busy_share};
 use crate::response::shown;
-use crate::schedule::{Load, Side};
-use crate::stats::{Difference, QUANTILES};
+use crate::schedule::Load;
+use crate::stats::{Difference, Overhead, QUANTILES, Values};
 use crate::units::{show_ns, show_signed_ns};
 
-const LABEL_COLUMNS: usize = 20;
+/// Columns of the labels, unless a proxy's name needs more.
+const LABEL_COLUMNS_MIN: usize = 20;
 const CELL_COLUMNS: usize = 13;
 
 /// Describes in one phrase how the overheads and their 95 % intervals were computed.
@@ -48,13 +50,26 @@ pub fn added(difference: Difference) -> String {
     }
 }
 
+/// Formats what a proxy adds as a multiple of what the first proxy adds; `-` unless both add
+/// something that is distinguishable from noise.
+#[must_use]
+pub fn ratio(added: Difference, by_first: Difference) -> String {
+    if added.low > 0.0 && by_first.low > 0.0 {
+        format!("{:.2}x", added.estimate / by_first.estimate)
+    } else {
+        "-".to_owned()
+    }
+}
+
 /// Formats the whole report as text for a terminal.
 #[must_use]
 pub fn table(report: &Report) -> String {
     let mut text = String::new();
     head(&mut text, report);
+    let labels = labels(report);
+    header(&mut text, labels);
     for metric in &report.metrics {
-        rows(&mut text, metric);
+        block(&mut text, labels, metric, &report.around.options.servers);
     }
     let _ = writeln!(text, "\nadded: {}.", method(report));
     let _ = writeln!(
@@ -62,6 +77,14 @@ pub fn table(report: &Report) -> String {
         "below noise: the interval contains 0; the overhead lies somewhere in the interval. One \
          interval in 20 does not contain the true value."
     );
+    if let [_, first, _, ..] = &report.around.options.servers[..] {
+        let name = &first.name;
+        let _ = writeln!(
+            text,
+            "minus {name}: the difference between the two proxies. ratio: what the proxy adds, as a \
+             multiple of what {name} adds."
+        );
+    }
     responses(&mut text, report);
     client(&mut text, report);
     if let Some(gate) = &report.gate {
@@ -83,11 +106,13 @@ pub fn table(report: &Report) -> String {
 
 fn head(text: &mut String, report: &Report) {
     let options = &report.around.options;
-    let [direct, proxy] = options.targets.each_ref().map(|target| target.authority());
+    let servers = options.servers.iter();
+    let servers = servers.map(|server| format!("{} {}", server.name, server.target.authority()));
     let machine = &report.around.machine;
     let _ = writeln!(
         text,
-        "direct {direct}, proxy {proxy}: POST {}, model {}, prompt of {} bytes{}, {} tokens at most",
+        "{}: POST {}, model {}, prompt of {} bytes{}, {} tokens at most",
+        servers.collect::<Vec<_>>().join(", "),
         options.path,
         shown(report.around.model.as_bytes()),
         report.around.prompt_bytes,
@@ -112,41 +137,74 @@ fn head(text: &mut String, report: &Report) {
         machine.load_at_start,
         report.around.load_at_end
     );
-    let _ = write!(text, "{:LABEL_COLUMNS$}", "");
+}
+
+/// Returns the number of columns that the labels of all rows need.
+fn labels(report: &Report) -> usize {
+    let servers = report.around.options.servers.iter();
+    let longest = servers.map(|server| "    minus ".len() + server.name.len() + 1);
+    longest.max().unwrap_or(0).max(LABEL_COLUMNS_MIN)
+}
+
+fn header(text: &mut String, labels: usize) {
+    let _ = write!(text, "{:labels$}", "");
     for share in QUANTILES {
         let _ = write!(text, "{:>CELL_COLUMNS$}", format!("p{:.0}", share * 100.0));
     }
     let _ = writeln!(text, "{:>CELL_COLUMNS$}", "mean");
 }
 
-fn rows(text: &mut String, metric: &Metric) {
-    let [direct, proxy] = &metric.values;
+/// Appends the rows of one metric: those of the engine, then those of each proxy.
+fn block(text: &mut String, labels: usize, metric: &Metric, servers: &[Server]) {
     let _ = writeln!(text, "{}", metric.title);
-    if direct.is_empty() || proxy.is_empty() {
+    if metric.values.iter().any(Values::is_empty) {
         let _ = writeln!(text, "  nothing measured");
         return;
     }
-    for (label, values) in [("direct", direct), ("through the proxy", proxy)] {
+    let mut row = |label: &str, cells: &mut dyn Iterator<Item = String>| {
+        let _ = write!(text, "{label:labels$}");
+        for cell in cells {
+            let _ = write!(text, "{cell:>CELL_COLUMNS$}");
+        }
+        text.push('\n');
+    };
+    let by_first = metric.added_by_first();
+    let mut added_by = metric.differences.added.iter();
+    let mut over_first = metric.differences.over_first.iter();
+    for (side, (server, values)) in servers.iter().zip(&metric.values).enumerate() {
         let mut cells = QUANTILES
             .map(|share| values.quantile(share) as f64)
             .to_vec();
         cells.push(values.mean());
-        row(text, label, cells.into_iter().map(show_ns));
+        row(
+            &format!("  {}", server.name),
+            &mut cells.into_iter().map(show_ns),
+        );
+        if side == 0 {
+            continue;
+        }
+        let Some(overhead) = added_by.next() else {
+            continue;
+        };
+        let each = |it: &Overhead| it.quantiles.into_iter().chain([it.mean]);
+        row("    added", &mut each(overhead).map(added));
+        row(
+            "      from",
+            &mut each(overhead).map(|it| show_signed_ns(it.low)),
+        );
+        row(
+            "      to",
+            &mut each(overhead).map(|it| show_signed_ns(it.high)),
+        );
+        if side > 1
+            && let Some(over_first) = over_first.next()
+        {
+            let label = format!("    minus {}", servers[1].name);
+            row(&label, &mut each(over_first).map(added));
+            let both = each(overhead).zip(each(&by_first));
+            row("    ratio", &mut both.map(|(it, first)| ratio(it, first)));
+        }
     }
-    let overhead = &metric.overhead;
-    let all = || overhead.quantiles.into_iter().chain([overhead.mean]);
-    row(text, "added", all().map(added));
-    row(text, "  from", all().map(|it| show_signed_ns(it.low)));
-    row(text, "  to", all().map(|it| show_signed_ns(it.high)));
-}
-
-fn row(text: &mut String, label: &str, cells: impl Iterator<Item = String>) {
-    let label = format!("  {label}");
-    let _ = write!(text, "{label:LABEL_COLUMNS$}");
-    for cell in cells {
-        let _ = write!(text, "{cell:>CELL_COLUMNS$}");
-    }
-    text.push('\n');
 }
 
 fn interval(difference: Difference) -> String {
@@ -169,7 +227,7 @@ fn responses(text: &mut String, report: &Report) {
         compared(sequence.texts_differ, "texts"),
     ];
     if sequence.numbered > 0 {
-        let broken = sequence.broken[0] + sequence.broken[1];
+        let broken: u64 = sequence.broken.iter().sum();
         said.push(format!(
             "{} of {} responses with numbered tokens broken",
             broken, sequence.numbered
@@ -184,23 +242,25 @@ fn responses(text: &mut String, report: &Report) {
     if let Some(first) = &sequence.first {
         let _ = writeln!(text, "  first: {first}");
     }
-    let failures = &report.run.failures;
-    for side in Side::BOTH {
-        let count = failures.count[side.index()];
-        if let Some(first) = &failures.first[side.index()] {
-            let name = side.name();
+    let servers = &report.around.options.servers;
+    for (server, counts) in servers.iter().zip(&report.run.counts) {
+        if let Some(first) = &counts.first_failure {
+            let (count, name) = (counts.failures, &server.name);
             let _ = writeln!(text, "FAILED: {count} requests, {name}; first: {first}");
         }
     }
-    let connect = |i: usize| show_ns(report.run.connect_ns[i].value_at_quantile(0.5) as f64);
-    let _ = writeln!(
-        text,
-        "connect: p50 {} direct, {} to the proxy; opened again {} and {} times",
-        connect(0),
-        connect(1),
-        report.run.reopened[0],
-        report.run.reopened[1]
-    );
+    let connections = servers
+        .iter()
+        .zip(&report.run.counts)
+        .map(|(server, counts)| {
+            let p50 = show_ns(counts.connect_ns.value_at_quantile(0.5) as f64);
+            format!(
+                "{} {p50}, opened again {} times",
+                server.name, counts.reopened
+            )
+        });
+    let connections = connections.collect::<Vec<_>>().join("; ");
+    let _ = writeln!(text, "connect, p50: {connections}");
 }
 
 fn client(text: &mut String, report: &Report) {
@@ -258,6 +318,24 @@ mod tests {
                 high,
             };
             assert_eq!(added(difference), want);
+        }
+    }
+
+    #[test]
+    fn a_ratio_needs_two_differences_above_the_noise() {
+        let it = |estimate: f64, low: f64| Difference {
+            estimate,
+            low,
+            high: estimate * 2.0,
+        };
+        for (added, by_first, want) in [
+            (it(30.0, 20.0), it(20.0, 10.0), "1.50x"),
+            (it(10.0, 5.0), it(20.0, 10.0), "0.50x"),
+            (it(30.0, -1.0), it(20.0, 10.0), "-"),
+            (it(30.0, 20.0), it(20.0, -1.0), "-"),
+            (it(30.0, 20.0), Difference::default(), "-"),
+        ] {
+            assert_eq!(ratio(added, by_first), want);
         }
     }
 }

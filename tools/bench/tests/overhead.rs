@@ -60,7 +60,7 @@ fn report(direct: SocketAddr, proxy: SocketAddr, more: &[&str]) -> (Value, i32) 
 /// Returns the estimate of the overhead at `at` (such as `p50`) and the lower end of its interval,
 /// in milliseconds. `metric` is an index into the `metrics` of the JSON report.
 fn overhead_ms(report: &Value, metric: usize, at: &str) -> (f64, f64) {
-    let found = &report["metrics"][metric]["overhead"][at];
+    let found = &report["metrics"][metric]["proxies"][0]["overhead"][at];
     let ms = |name: &str| found[name].as_f64().unwrap() / 1e6;
     (ms("estimate_ns"), ms("low_ns"))
 }
@@ -139,6 +139,72 @@ fn a_delay_per_request_is_measured_in_the_first_token() {
 }
 
 #[test]
+fn several_proxies_are_measured_in_the_same_rounds() {
+    let engine = engine(3, NONE);
+    let slow = |ms| relay(engine.addr(), Duration::from_millis(ms), NONE);
+    let (near, far) = (url(slow(15)), url(slow(60)));
+    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
+    let (json, html) = (folder.join("several.json"), folder.join("several.html"));
+    let output = Command::new(BENCH)
+        .args([
+            "overhead",
+            "--seed=1",
+            "--warmup=2",
+            "--requests=20",
+            "--max-tokens=3",
+        ])
+        .args([
+            &format!("--direct={}", url(engine.addr())),
+            &format!("--proxy=near={near}"),
+            &format!("--proxy=far={far}"),
+            &format!("--proxy=none={}", url(engine.addr())),
+            &format!("--json={}", json.display()),
+            &format!("--html={}", html.display()),
+        ])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let table = text(&output.stdout);
+    for part in [
+        "  near ",
+        "  far ",
+        "  none ",
+        "    minus near",
+        "    ratio",
+    ] {
+        assert!(table.contains(part), "{part} is missing:\n{table}");
+    }
+    let report: Value = serde_json::from_str(&std::fs::read_to_string(json).unwrap()).unwrap();
+    let ttft = &report["metrics"][0]["proxies"];
+    let ms = |value: &Value| value["p50"]["estimate_ns"].as_f64().unwrap() / 1e6;
+    assert!(
+        ms(&ttft[1]["overhead"]) > ms(&ttft[0]["overhead"]),
+        "{ttft}"
+    );
+    assert!(
+        (20.0..500.0).contains(&ms(&ttft[1]["minus_first"])),
+        "{ttft}"
+    );
+    assert!(ttft[0]["minus_first"].is_null());
+    assert!(ms(&ttft[2]["minus_first"]) < 0.0, "{ttft}");
+    // Every round has one request to each side, and the rows name them.
+    let rows = report["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 80);
+    for side in ["direct", "near", "far", "none"] {
+        let own = rows.iter().filter(|row| row["side"] == side);
+        let rounds: Vec<u64> = own.map(|row| row["round"].as_u64().unwrap()).collect();
+        assert_eq!(rounds, (0..20).collect::<Vec<_>>(), "{side}");
+    }
+    let orders: std::collections::BTreeSet<String> = rows
+        .chunks(4)
+        .map(|round| round.iter().map(|row| row["side"].to_string()).collect())
+        .collect();
+    assert!(orders.len() > 3, "{orders:?}");
+    let page = std::fs::read_to_string(html).unwrap();
+    assert!(page.contains("first token, p50, far"), "{page}");
+}
+
+#[test]
 fn a_delay_per_chunk_is_measured_in_the_gaps() {
     let engine = engine(4, NONE);
     let relay = relay(engine.addr(), NONE, Duration::from_millis(12));
@@ -152,7 +218,7 @@ fn a_delay_per_chunk_is_measured_in_the_gaps() {
     let (gap, low) = overhead_ms(&report, 1, "p50");
     assert!((8.0..500.0).contains(&gap), "{gap}");
     assert!(low > 0.0, "{low}");
-    assert_eq!(report["metrics"][1]["proxy"]["count"], 60);
+    assert_eq!(report["metrics"][1]["proxies"][0]["values"]["count"], 60);
 }
 
 #[test]
@@ -227,9 +293,9 @@ fn reports_are_complete_and_self_contained() {
         "/method/resamples",
         "/rounds_complete",
         "/metrics/0/direct/p99_ns",
-        "/metrics/1/proxy/histogram_ns/0/1",
-        "/metrics/2/overhead/mean/low_ns",
-        "/metrics/0/overhead/p50/resolved",
+        "/metrics/1/proxies/0/values/histogram_ns/0/1",
+        "/metrics/2/proxies/0/overhead/mean/low_ns",
+        "/metrics/0/proxies/0/overhead/p50/resolved",
         "/answers/sides/1/events",
         "/failures/0/count",
         "/connections/0/connect_p50_ns",
@@ -237,6 +303,7 @@ fn reports_are_complete_and_self_contained() {
         "/client/busy_share",
         "/gate",
         "/warnings/0",
+        "/rows/79/ttft_ns",
     ] {
         assert!(report.pointer(pointer).is_some(), "{pointer} is missing");
     }
