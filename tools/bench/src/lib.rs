@@ -37,6 +37,7 @@ pub mod table;
 pub mod json;
 pub mod models;
 pub mod page;
+mod progress;
 
 pub mod overhead;
 

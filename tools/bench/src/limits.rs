@@ -83,6 +83,8 @@ pub const RATE_MAX: f64 = 100_000.0;
 pub const CURVE_POINTS_MAX: usize = 400;
 /// Maximum number of columns of the timeline in the HTML report.
 pub const TIMELINE_COLUMNS_MAX: usize = 200;
+/// Seconds between two lines of progress of an `overhead` run, unless standard error is a terminal.
+pub const PROGRESS_LINE_S: u64 = 10;
 /// Number of clock readings, and of bytes sent over loopback, with which the client measures its
 /// own precision.
 pub const SELF_CHECKS: usize = 2_000;

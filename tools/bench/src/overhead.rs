@@ -1,15 +1,13 @@
 //! Implementation of `ringside-bench overhead`, from its options to its reports.
 
 use std::fs::File;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-
-use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::cli::{Length, Options, Output, Server, Target};
 use crate::client;
@@ -18,15 +16,16 @@ use crate::json::json;
 use crate::models::first_model;
 use crate::page::page;
 use crate::precision::{Machine, Precision, load_average, nanos};
+use crate::progress::Progress;
 use crate::report::{Around, Report, Verdict};
 use crate::request::{Question, Requests, prompt_of};
 use crate::run::{Peer, Run, Setup};
-use crate::schedule::{Load, Until};
+use crate::schedule::Until;
 use crate::table::table;
 use crate::units::{show_ns, show_signed_ns};
 use crate::wire::Secure;
 
-/// Interval at which the progress bar is updated.
+/// Interval at which the progress is updated.
 const PROGRESS_LOOK: Duration = Duration::from_millis(200);
 
 /// Performs the measurement and writes the reports.
@@ -288,25 +287,16 @@ fn measure(setup: &Setup, options: &Options) -> Result<(Precision, Run), Exit> {
             }));
         });
         spawned.map_err(|error| failed(error.to_string()))?;
-        let bar = (!options.quiet && io::stderr().is_terminal()).then(|| bar(options));
+        let mut shown = Progress::new(options);
         let begun = Instant::now();
         loop {
             match ended.recv_timeout(PROGRESS_LOOK) {
                 Ok(result) => {
-                    if let Some(bar) = bar {
-                        bar.finish_and_clear();
-                    }
+                    shown.finish();
                     return result.map_err(failed);
                 }
                 Err(mpsc::RecvTimeoutError::Timeout) => {
-                    if let Some(bar) = &bar {
-                        show(
-                            bar,
-                            options,
-                            progress.load(Ordering::Relaxed),
-                            begun.elapsed(),
-                        );
-                    }
+                    shown.show(progress.load(Ordering::Relaxed), begun.elapsed());
                 }
                 Err(mpsc::RecvTimeoutError::Disconnected) => {
                     return Err(failed(
@@ -324,37 +314,5 @@ pub(crate) fn on_cpu(cpu: Option<usize>) -> Result<(), String> {
             Err(format!("--cpu {id}: cannot pin the thread"))
         }
         Some(_) | None => Ok(()),
-    }
-}
-
-fn bar(options: &Options) -> ProgressBar {
-    let length = match options.length {
-        Length::Rounds(rounds) => {
-            (rounds + u64::from(options.warmup)) * options.servers.len() as u64
-        }
-        Length::Time(time) => time.as_secs().max(1),
-    };
-    let bar = ProgressBar::new(length);
-    // If the library rejects the template, its default remains in use.
-    if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} {msg}") {
-        bar.set_style(style);
-    }
-    bar
-}
-
-fn show(bar: &ProgressBar, options: &Options, responses: u64, since: Duration) {
-    let rate = match options.load {
-        Load::Closed { concurrency } => format!("{concurrency} concurrent"),
-        Load::Open { rate, .. } => format!("{rate} requests/s"),
-    };
-    match options.length {
-        Length::Rounds(_) => {
-            bar.set_position(responses);
-            bar.set_message(format!("responses, {rate}"));
-        }
-        Length::Time(_) => {
-            bar.set_position(since.as_secs());
-            bar.set_message(format!("s, {responses} responses, {rate}"));
-        }
     }
 }
