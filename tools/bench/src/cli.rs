@@ -10,7 +10,8 @@ use clap::{Arg, ArgAction, ArgGroup, ArgMatches, Command, value_parser};
 
 use crate::exit::Exit;
 use crate::limits::{
-    CONNECTIONS_MAX, PROMPT_TOKENS_MAX, RATE_MAX, RESAMPLES, RESPONSE_TOKENS_MAX, ROUNDS_MAX,
+    BUSY_CPUS_SHARE_MAX, CONNECTIONS_MAX, CPUS_NEEDED, PROMPT_TOKENS_MAX, RATE_MAX, RESAMPLES,
+    RESPONSE_TOKENS_MAX, ROUNDS_MAX,
 };
 use crate::request::Api;
 use crate::schedule::Load;
@@ -113,7 +114,9 @@ pub struct Options {
     pub cpu: Option<usize>,
     /// Whether the measuring thread polls its sockets continuously instead of sleeping.
     pub busy_poll: bool,
-    /// Whether to print neither the table of results nor the progress bar.
+    /// Whether to measure and conclude although other programs use the CPUs.
+    pub allow_busy: bool,
+    /// Whether to print neither the table of results nor the progress.
     pub quiet: bool,
     /// Whether to accept any TLS certificate of the engine and of the proxies.
     pub insecure: bool,
@@ -168,12 +171,16 @@ fn overhead() -> Command {
          A round has one request to each side (the engine and every proxy), in random order. The \
          first proxy is\nthe one that the others are compared with. Intervals: 95 %, percentile \
          bootstrap over\nrounds, {RESAMPLES} resamples.\n\n\
-         Exit codes: 0 measured; 1 a request failed, a response was wrong, the run could not be \
-         completed, or the\ngate --max-overhead-p99 was not met; 2 usage error; 3 invalid for this \
-         machine or these servers.\n\n\
+         Before the run, and between rounds, the tool observes for a moment what other programs \
+         use. If they use\nmore than {:.0} % of the up to {CPUS_NEEDED} CPUs that the measurement \
+         needs, it does not conclude (--allow-busy).\n\n\
+         Exit codes: 0 measured; 1 a request failed, a response was wrong, the machine was busy, \
+         the run could not be\ncompleted, or the gate --max-overhead-p99 was not met; 2 usage \
+         error; 3 invalid for this machine or these\nservers.\n\n\
          The gate is not met if the lower end of the interval of the p99 overhead, of the first \
          token or of the\ngaps, is above the limit. If the interval contains the limit, the exit \
-         code is 0 and the report states\nthat the gate is undecided."
+         code is 0 and the report states\nthat the gate is undecided.",
+        BUSY_CPUS_SHARE_MAX * 100.0
     );
     Command::new("overhead")
         .about("Measure the latency that proxies add to an engine")
@@ -287,6 +294,10 @@ fn load_args() -> Vec<Arg> {
         option("cpu", "N", "Pin the measuring thread to this CPU")
             .value_parser(value_parser!(u64).range(0..1024)),
         switch(
+            "allow-busy",
+            "Measure although other programs use the CPUs; the report states so",
+        ),
+        switch(
             "busy-poll",
             "Poll without sleeping: more precise, but needs a dedicated core",
         ),
@@ -355,6 +366,7 @@ fn options(matches: &ArgMatches) -> Result<Options, Exit> {
         seed: number(matches, "seed").unwrap_or_else(clock_seed),
         cpu: number(matches, "cpu").map(|cpu| cpu as usize),
         busy_poll: matches.get_flag("busy-poll"),
+        allow_busy: matches.get_flag("allow-busy"),
         quiet: matches.get_flag("quiet"),
         insecure: matches.get_flag("insecure"),
     })
@@ -483,6 +495,7 @@ mod tests {
             "--seed=4",
             "--cpu=1",
             "--busy-poll",
+            "--allow-busy",
             "-q",
         ])
         .unwrap();
@@ -498,6 +511,7 @@ mod tests {
         assert_eq!(options.json, Some(Output::Stdout));
         assert_eq!((options.seed, options.cpu), (4, Some(1)));
         assert!(options.unique && !options.ignore_eos && options.busy_poll && options.quiet);
+        assert!(options.allow_busy);
     }
 
     #[test]

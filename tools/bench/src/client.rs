@@ -9,9 +9,11 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::busy::Look;
 use crate::limits::{
-    CONNECT_MS_MAX, CONNECTIONS_MAX, FAILURES_MAX, GAPS_MAX, OPEN_LOOP_CONNECTIONS, RECEIVE_BYTES,
-    REOPENED_MAX, SILENCE_CHECK_MS, SPIN_BEFORE_SEND_US, WAITING_MAX,
+    CONNECT_MS_MAX, CONNECTIONS_MAX, FAILURES_MAX, GAPS_MAX, LOOK_DURING_MS, LOOK_EVERY_S,
+    OPEN_LOOP_CONNECTIONS, RECEIVE_BYTES, REOPENED_MAX, SILENCE_CHECK_MS, SPIN_BEFORE_SEND_US,
+    WAITING_MAX,
 };
 use crate::precision::{SchedStat, nanos};
 use crate::response::EventError;
@@ -25,6 +27,7 @@ mod exchange;
 
 const CONNECT_NS_MAX: u64 = CONNECT_MS_MAX * 1_000_000;
 const SILENCE_LOOK_NS: u64 = SILENCE_CHECK_MS * 1_000_000;
+const OBSERVE_EVERY_NS: u64 = LOOK_EVERY_S * 1_000_000_000;
 const SPIN_BEFORE_SEND_NS: u64 = SPIN_BEFORE_SEND_US * 1_000;
 
 enum Phase<'a> {
@@ -56,6 +59,8 @@ struct Client<'a> {
     open: usize,
     timer_ns: u64,
     looked_ns: u64,
+    /// Time at which other programs are to be observed again.
+    observe_ns: u64,
     progress: &'a AtomicU64,
     run: Run,
 }
@@ -78,6 +83,7 @@ pub fn run(setup: &Setup, progress: &AtomicU64) -> Result<Run, RunError> {
         open: 0,
         timer_ns: u64::MAX,
         looked_ns: 0,
+        observe_ns: OBSERVE_EVERY_NS,
         progress,
         run: Run::new(sides)?,
     };
@@ -93,6 +99,7 @@ pub fn run(setup: &Setup, progress: &AtomicU64) -> Result<Run, RunError> {
         .map(|(after, before)| after.since(before));
     let (begun, now) = (client.schedule.begun_ns(), client.now());
     client.run.wall_ns = begun.map_or(0, |begun| now.saturating_sub(begun));
+    client.observe()?;
     client.run.rounds = client.schedule.rounds().saturating_sub(setup.warmup);
     Ok(client.run)
 }
@@ -144,6 +151,11 @@ impl<'a> Client<'a> {
         let mut received = Vec::new();
         loop {
             let wait_ns = self.send_due()?;
+            if self.open == 0 && self.schedule.is_held() {
+                self.observe()?;
+                self.schedule.release();
+                continue;
+            }
             if self.open == 0 && wait_ns.is_none() {
                 return Ok(());
             }
@@ -173,7 +185,18 @@ impl<'a> Client<'a> {
             if now - self.looked_ns > SILENCE_LOOK_NS {
                 self.look_for_silence()?;
             }
+            if now > self.observe_ns {
+                self.schedule.hold();
+            }
         }
+    }
+
+    /// Observes other programs. No request is in flight, so the servers are idle.
+    fn observe(&mut self) -> Result<(), RunError> {
+        let time = Duration::from_millis(LOOK_DURING_MS);
+        self.run.looks.push(Look::take(time, self.setup.cpu)?);
+        self.observe_ns = self.now() + OBSERVE_EVERY_NS;
+        Ok(())
     }
 
     fn wait(&mut self, wait_ns: u64, ready: &mut Vec<usize>) -> Result<(), RunError> {

@@ -3,6 +3,7 @@
 use hdrhistogram::Histogram;
 use serde_json::{Value, json};
 
+use crate::busy::Look;
 use crate::cli::{Length, Server};
 use crate::limits::RESAMPLES;
 use crate::precision::{histogram, nanos};
@@ -33,6 +34,13 @@ pub fn json(report: &Report) -> Value {
             "load_at_start": report.around.machine.load_at_start,
             "load_at_end": report.around.load_at_end,
         },
+        "busy": {
+            "reason": report.busy,
+            "allowed": report.around.options.allow_busy,
+            "concludes": report.concludes(),
+            "before": look(&report.around.look),
+            "during": run.looks.iter().map(look).collect::<Vec<_>>(),
+        },
         "parameters": parameters(report),
         "method": {
             "text": method(report),
@@ -43,7 +51,7 @@ pub fn json(report: &Report) -> Value {
         "rounds": run.rounds,
         "rounds_complete": report.rounds_complete,
         "wall_ns": run.wall_ns,
-        "metrics": report.metrics.iter().map(|it| metric(it, servers)).collect::<Vec<_>>(),
+        "metrics": report.metrics.iter().map(|it| metric(it, report)).collect::<Vec<_>>(),
         "answers": responses(report),
         "failures": counts().map(|(server, counts)| json!({
             "side": server.name,
@@ -60,6 +68,21 @@ pub fn json(report: &Report) -> Value {
         })),
         "warnings": report.warnings,
         "rows": rows(&run.done, servers),
+    })
+}
+
+fn look(look: &Look) -> Value {
+    let programs = look.programs.iter();
+    json!({
+        "cpus": look.cpus,
+        "cpus_used": look.used,
+        "pinned_cpu_share": look.pinned.map(|(_, share)| share),
+        "steal_share": look.stolen,
+        "programs": programs.map(|program| json!({
+            "name": program.name,
+            "pid": program.pid,
+            "cpus": program.cpus,
+        })).collect::<Vec<_>>(),
     })
 }
 
@@ -134,7 +157,10 @@ fn parameters(report: &Report) -> Value {
     })
 }
 
-fn metric(metric: &Metric, servers: &[Server]) -> Value {
+/// Returns one metric. The differences are null if the report does not conclude.
+fn metric(metric: &Metric, report: &Report) -> Value {
+    let (servers, concludes) = (&report.around.options.servers, report.concludes());
+    let overhead = |it: &Overhead| concludes.then(|| overhead(it));
     let differences = &metric.differences;
     let mut over_first = differences.over_first.iter();
     let sides = servers.iter().zip(&metric.values).skip(1);

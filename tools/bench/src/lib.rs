@@ -22,6 +22,7 @@ pub mod socket;
 
 pub mod wire;
 
+pub mod busy;
 pub mod precision;
 pub mod request;
 pub mod run;

@@ -66,6 +66,25 @@ pub const BEYOND_QUANTILE_MIN: usize = 5;
 /// or of the overhead's uncertainty if that is larger.
 pub const CLIENT_SHARE_MAX: f64 = 0.25;
 
+/// Number of CPUs that an `overhead` run needs if the machine has them: one each for the client,
+/// the engine and the proxy that the current request passes.
+pub const CPUS_NEEDED: usize = 3;
+/// Share of the needed CPUs that other programs may use: more than an idle system uses, and little
+/// enough that a wake-up rarely waits for another program's time slice.
+pub const BUSY_CPUS_SHARE_MAX: f64 = 0.10;
+/// Share of the CPU time that the hypervisor may give to other machines.
+pub const STEAL_SHARE_MAX: f64 = 0.02;
+/// Share of the looks during a run that may find the machine busy. A job that starts once an hour
+/// must not void a long run.
+pub const BUSY_LOOKS_SHARE_MAX: f64 = 0.2;
+/// Number of programs that are named if the machine is busy.
+pub const PROGRAMS_NAMED_MAX: usize = 3;
+/// Milliseconds for which other programs are observed before a run.
+pub const LOOK_BEFORE_MS: u64 = 1_000;
+/// Milliseconds of each look during a run: 30 ticks of the kernel's counters per CPU.
+pub const LOOK_DURING_MS: u64 = 300;
+/// Seconds between two looks during a run.
+pub const LOOK_EVERY_S: u64 = 5;
 /// Share of the run's time that a client with `--busy-poll` may wait for a CPU without a warning.
 /// Beyond this, one in a hundred timestamps may be late.
 pub const OFF_CPU_SHARE_MAX: f64 = 0.005;

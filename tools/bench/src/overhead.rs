@@ -9,10 +9,12 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use crate::busy::Look;
 use crate::cli::{Length, Options, Output, Server, Target};
 use crate::client;
 use crate::exit::Exit;
 use crate::json::json;
+use crate::limits::LOOK_BEFORE_MS;
 use crate::models::first_model;
 use crate::page::page;
 use crate::precision::{Machine, Precision, load_average, nanos};
@@ -32,7 +34,7 @@ const PROGRESS_LOOK: Duration = Duration::from_millis(200);
 ///
 /// # Errors
 /// Returns an error if the measurement fails, and also if the report contains failed requests, no
-/// complete round, wrong responses or an exceeded `--max-overhead-p99`.
+/// complete round, wrong responses, a busy machine or an exceeded `--max-overhead-p99`.
 pub fn run(options: Options) -> Result<(), Exit> {
     check_gaps(&options)?;
     check_cpu(options.cpu)?;
@@ -46,6 +48,7 @@ pub fn run(options: Options) -> Result<(), Exit> {
         None => None,
     };
     let machine = Machine::read();
+    let look = look(&options)?;
     let (setup, model, prompt_bytes) = setup(&options)?;
     let (precision, run) = measure(&setup, &options)?;
     let report = Report::new(
@@ -54,6 +57,7 @@ pub fn run(options: Options) -> Result<(), Exit> {
             model,
             prompt_bytes,
             machine,
+            look,
             load_at_end: load_average(),
             precision,
         },
@@ -86,7 +90,7 @@ pub fn run(options: Options) -> Result<(), Exit> {
 }
 
 /// Returns an error with the exit code if the report contains failed requests, no complete round,
-/// wrong responses or an exceeded `--max-overhead-p99`.
+/// wrong responses, a busy machine or an exceeded `--max-overhead-p99`.
 fn conclude(report: &Report) -> Result<(), Exit> {
     let servers = &report.around.options.servers;
     for (server, counts) in servers.iter().zip(&report.run.counts) {
@@ -108,6 +112,12 @@ fn conclude(report: &Report) -> Result<(), Exit> {
             "ringside-bench: responses differ where they must be equal; {first}"
         )));
     }
+    if let Some(reason) = report.busy.as_ref().filter(|_| !report.concludes()) {
+        return Err(Exit::runtime(format!(
+            "ringside-bench: no conclusion, because the machine was busy: {reason}; repeat the run, \
+             or conclude anyway with --allow-busy"
+        )));
+    }
     match &report.gate {
         Some(gate) if gate.verdict == Verdict::Exceeded => Err(Exit::runtime(format!(
             "ringside-bench: gate not met: --max-overhead-p99: {} adds {} to the p99 of the \
@@ -126,6 +136,25 @@ fn conclude(report: &Report) -> Result<(), Exit> {
             Ok(())
         }
         Some(_) | None => Ok(()),
+    }
+}
+
+/// Observes other programs before the run. Returns an error if they use CPUs that the measurement
+/// needs, unless `--allow-busy` is given.
+fn look(options: &Options) -> Result<Look, Exit> {
+    let look = Look::take(Duration::from_millis(LOOK_BEFORE_MS), options.cpu)
+        .map_err(|error| Exit::runtime(format!("ringside-bench: {error}")))?;
+    match look.reason() {
+        Some(reason) if !options.allow_busy => Err(Exit::runtime(format!(
+            "ringside-bench: the machine is busy: {reason}; nothing was measured; wait until it is \
+             idle, or measure anyway with --allow-busy"
+        ))),
+        Some(reason) if !options.quiet => {
+            let text = format!("ringside-bench: warning: the machine is busy: {reason}");
+            let _ = writeln!(io::stderr().lock(), "{text}");
+            Ok(look)
+        }
+        Some(_) | None => Ok(look),
     }
 }
 
@@ -233,6 +262,7 @@ fn setup(options: &Options) -> Result<(Setup, String, usize), Exit> {
         salt: now.map_or(0, nanos),
         silence_max: options.timeout,
         busy_poll: options.busy_poll,
+        cpu: options.cpu,
     };
     Ok((setup, model, prompt_bytes))
 }

@@ -67,18 +67,32 @@ pub fn page(report: &Report) -> String {
         style = style(),
         date = escape(&report.around.machine.date)
     );
-    summary(&mut html, report);
+    if let Some(sentence) = report.busy_sentence() {
+        let _ = writeln!(
+            html,
+            "<p class=\"warning\"><b>{}</b></p>",
+            escape(&sentence)
+        );
+    }
+    if report.concludes() {
+        summary(&mut html, report);
+    }
+    for warning in &report.warnings {
+        let _ = writeln!(html, "<p class=\"warning\">{}</p>", escape(warning));
+    }
     let [ttft, gap, _] = &report.metrics;
     let servers = &report.around.options.servers;
-    section(
-        &mut html,
-        "Added latency",
-        &format!(
-            "{}. Whiskers show the interval; a hollow bar is below noise.",
-            method(report)
-        ),
-        &bars("added latency", &overhead_rows(report)),
-    );
+    if report.concludes() {
+        section(
+            &mut html,
+            "Added latency",
+            &format!(
+                "{}. Whiskers show the interval; a hollow bar is below noise.",
+                method(report)
+            ),
+            &bars("added latency", &overhead_rows(report)),
+        );
+    }
     let key = key(servers);
     for metric in [ttft, gap] {
         let title = format!("Distribution: {}", metric.title);
@@ -136,9 +150,6 @@ fn summary(html: &mut String, report: &Report) {
             escape(&phrase(ttft.p99())),
             escape(&phrase(gap.p99()))
         );
-    }
-    for warning in &report.warnings {
-        let _ = writeln!(html, "<p class=\"warning\">{}</p>", escape(warning));
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use crate::busy::{Look, disturbance};
 use crate::cli::{Options, Server};
 use crate::limits::{
     BEYOND_QUANTILE_MIN, BUSY_SHARE_MAX, CLIENT_SHARE_MAX, GAPS_MAX, OFF_CPU_SHARE_MAX,
@@ -134,6 +135,8 @@ pub struct Around {
     pub prompt_bytes: usize,
     /// Machine and date of the run.
     pub machine: Machine,
+    /// CPU time of other programs before the run.
+    pub look: Look,
     /// Load averages at the end of the run.
     pub load_at_end: String,
     /// How precisely the client can measure times on this machine, determined before the run.
@@ -154,7 +157,10 @@ pub struct Report {
     pub rounds_complete: u32,
     /// The result of checking the responses.
     pub sequence: ResponseCheck,
-    /// The verdict on `--max-overhead-p99`; `None` if the option is not given.
+    /// The reason why the machine was too busy for a conclusion; `None` if it was not.
+    pub busy: Option<String>,
+    /// The verdict on `--max-overhead-p99`; `None` if the option is not given, or if the report
+    /// does not conclude.
     pub gate: Option<Gate>,
     /// Warnings for the user: reasons to doubt the results.
     pub warnings: Vec<String>,
@@ -170,9 +176,12 @@ impl Report {
         let sequence = sequence(complete.rounds(), servers);
         let gaps = std::mem::take(&mut run.gaps);
         let metrics = metrics(&complete, gaps, around.options.seed);
-        let limit = around.options.overhead_p99_max;
+        let busy = disturbance(&around.look, &run.looks);
+        let concludes = busy.is_none() || around.options.allow_busy;
+        let limit = around.options.overhead_p99_max.filter(|_| concludes);
         let mut report = Self {
             gate: limit.map(|limit| judge(limit, &metrics)),
+            busy,
             around,
             metrics,
             run,
@@ -182,6 +191,25 @@ impl Report {
         };
         report.warnings = warnings(&report);
         report
+    }
+
+    /// Returns whether the report states what the proxies add. It does not if the machine was busy,
+    /// unless `--allow-busy` is given.
+    #[must_use]
+    pub fn concludes(&self) -> bool {
+        self.busy.is_none() || self.around.options.allow_busy
+    }
+
+    /// Returns the sentence about a busy machine that precedes everything else in a report; `None`
+    /// if the machine was not busy.
+    #[must_use]
+    pub fn busy_sentence(&self) -> Option<String> {
+        let reason = self.busy.as_ref()?;
+        Some(if self.concludes() {
+            format!("BUSY MACHINE, measured because of --allow-busy; {reason}")
+        } else {
+            format!("BUSY MACHINE, therefore no conclusion; {reason}")
+        })
     }
 }
 

@@ -235,3 +235,99 @@ fn a_client_that_is_not_exact_enough_causes_a_warning() {
     assert_eq!(said.len(), 4, "{said:?}");
     assert!(said[3].contains("busy 6"), "{said:?}");
 }
+
+/// Returns a report on rounds of an engine and two proxies, on a machine with two CPUs of which
+/// other programs used `used`.
+fn report(used: f64, more: &[&str], change: impl Fn(&mut Done)) -> Report {
+    let base = [
+        "ringside-bench",
+        "overhead",
+        "--direct=http://e:1",
+        "--proxy=a=http://p:1",
+        "--proxy=b=http://q:1",
+        "--seed=1",
+    ];
+    let args = base.iter().chain(more).map(std::ffi::OsString::from);
+    let Ok(crate::cli::Task::Overhead(options)) = crate::cli::parse(args) else {
+        panic!("not accepted: {more:?}");
+    };
+    let around = Around {
+        options: *options,
+        model: "m".to_owned(),
+        prompt_bytes: 1,
+        machine: Machine::default(),
+        look: Look {
+            cpus: 2,
+            used,
+            ..Look::default()
+        },
+        load_at_end: String::new(),
+        precision: Precision::default(),
+    };
+    let mut run = Run::new(3).unwrap();
+    run.rounds = 40;
+    run.done = rounds(40, 3, |done| {
+        done.ttft_ns = 1_000_000 + 50_000 * done.side.index() as u64;
+        done.total_ns = 2 * done.ttft_ns;
+        change(done);
+    })
+    .concat();
+    for (side, gaps) in run.gaps.iter_mut().enumerate() {
+        gaps.extend((0..40).map(|round| (1_000 + 100 * side as u64, round)));
+    }
+    run.wall_ns = 40_000;
+    Report::new(around, run)
+}
+
+#[test]
+fn a_report_from_a_busy_machine_does_not_conclude() {
+    let gate = "--max-overhead-p99=1ns";
+    let differences = |report: &Report| {
+        let json = crate::json::json(report);
+        let found = json.pointer("/metrics/0/proxies/0/overhead").unwrap();
+        (found.is_null(), json["busy"]["concludes"].as_bool())
+    };
+    for (used, more, concludes) in [
+        (0.1, &[gate][..], true),
+        (1.5, &[gate], false),
+        (1.5, &[gate, "--allow-busy"], true),
+    ] {
+        let report = report(used, more, |_| {});
+        assert_eq!(report.concludes(), concludes);
+        assert_eq!(report.gate.is_some(), concludes);
+        let (table, page) = (crate::table::table(&report), crate::page::page(&report));
+        for part in ["added", "ratio", "minus a", "gate:"] {
+            assert_eq!(table.contains(part), concludes, "{part}:\n{table}");
+        }
+        assert!(table.contains("time to first token\n  direct"), "{table}");
+        for part in ["<h2>Added latency", "delays the median"] {
+            assert_eq!(page.contains(part), concludes, "{part}: {page}");
+        }
+        assert_eq!(differences(&report), (!concludes, Some(concludes)));
+        let is_busy = used > 1.0;
+        assert_eq!(table.starts_with("BUSY MACHINE"), is_busy, "{table}");
+        assert_eq!(page.contains("<b>BUSY MACHINE"), is_busy);
+    }
+}
+
+#[test]
+fn several_proxies_are_in_one_table() {
+    let report = report(0.0, &[], |_| {});
+    let table = crate::table::table(&report);
+    let line = |label: &str| {
+        let mut lines = table.lines().map(str::trim_start);
+        let line = lines.find(|line| line.starts_with(label)).unwrap();
+        line.split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(line("a "), "a 1.05 ms 1.05 ms 1.05 ms 1.05 ms");
+    assert_eq!(line("b "), "b 1.10 ms 1.10 ms 1.10 ms 1.10 ms");
+    assert_eq!(
+        line("minus a "),
+        "minus a +50.0 us +50.0 us +50.0 us +50.0 us"
+    );
+    assert_eq!(line("ratio"), "ratio 2.00x 2.00x 2.00x 2.00x");
+    assert!(
+        table.starts_with("direct e:1, a p:1, b q:1: POST"),
+        "{table}"
+    );
+}

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
+use crate::busy::Look;
 use crate::precision::{SchedStat, histogram};
 use crate::request::Requests;
 use crate::response::Text;
@@ -46,6 +47,8 @@ pub struct Setup {
     pub silence_max: Duration,
     /// Whether the client polls without sleeping.
     pub busy_poll: bool,
+    /// Number of the CPU that the client is pinned to; `None` if it is not pinned.
+    pub cpu: Option<usize>,
 }
 
 /// One complete response.
@@ -146,6 +149,8 @@ pub struct Run {
     pub counts: Vec<Counts>,
     /// Delays caused by the client.
     pub lag: Lag,
+    /// CPU time of other programs: at an interval, while no request was in flight, and at the end.
+    pub looks: Vec<Look>,
     /// Whether the run ended early because the maximum number of gaps was reached.
     pub full: bool,
     /// Nanoseconds from the first round after the warm-up to the end of the run.
@@ -166,6 +171,7 @@ impl Run {
                 .map(|_| Counts::new())
                 .collect::<Result<_, _>>()?,
             lag: Lag::new()?,
+            looks: Vec::new(),
             full: false,
             wall_ns: 0,
         })

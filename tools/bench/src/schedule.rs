@@ -158,6 +158,8 @@ pub struct Schedule {
     /// Planned time of the next request in an open loop, in nanoseconds of the run's clock.
     due_ns: u64,
     stopped: bool,
+    /// Whether no round is started until [`Schedule::release`].
+    held: bool,
 }
 
 impl Schedule {
@@ -180,6 +182,7 @@ impl Schedule {
             },
             due_ns: 0,
             stopped: false,
+            held: false,
         }
     }
 
@@ -196,6 +199,23 @@ impl Schedule {
         self.begun_ns
     }
 
+    /// Starts no new rounds in a closed loop until [`Schedule::release`], so that the servers
+    /// become idle. Has no effect in an open loop, whose times are planned.
+    pub fn hold(&mut self) {
+        self.held = matches!(self.load, Load::Closed { .. });
+    }
+
+    /// Ends a [`Schedule::hold`].
+    pub fn release(&mut self) {
+        self.held = false;
+    }
+
+    /// Returns whether the schedule is held.
+    #[must_use]
+    pub const fn is_held(&self) -> bool {
+        self.held
+    }
+
     /// Stops starting rounds and discards requests that have not been sent.
     pub fn stop(&mut self) {
         self.stopped = true;
@@ -206,7 +226,8 @@ impl Schedule {
     pub fn next(&mut self, now_ns: u64) -> Next {
         match self.load {
             Load::Closed { .. } => {
-                if self.ready.is_empty() && self.lanes_free > 0 && self.begin_round(now_ns) {
+                let may_begin = self.ready.is_empty() && self.lanes_free > 0 && !self.held;
+                if may_begin && self.begin_round(now_ns) {
                     self.lanes_free -= 1;
                 }
                 match self.ready.pop_front() {
@@ -368,6 +389,43 @@ mod tests {
         let sent = run(Schedule::new(2, load, Until::Ns(1_000), 5, 2), 100);
         // Five warm-up rounds, then five rounds in a thousand nanoseconds.
         assert_eq!(sent.len(), 20);
+    }
+
+    #[test]
+    fn a_held_schedule_finishes_the_round_and_starts_no_other() {
+        let load = Load::Closed { concurrency: 1 };
+        let mut schedule = Schedule::new(3, load, Until::Rounds(10), 0, 1);
+        let Next::Send(first, None) = schedule.next(0) else {
+            panic!("nothing to send")
+        };
+        schedule.hold();
+        schedule.ended(first);
+        for _ in 0..2 {
+            let Next::Send(ask, None) = schedule.next(1) else {
+                panic!("the round is not finished")
+            };
+            assert_eq!(ask.round, 0);
+            schedule.ended(ask);
+        }
+        assert_eq!(schedule.next(2), Next::Response);
+        assert!(schedule.is_held());
+        schedule.release();
+        let Next::Send(ask, None) = schedule.next(3) else {
+            panic!("nothing to send")
+        };
+        assert_eq!(ask.round, 1);
+        let mut open = Schedule::new(
+            2,
+            Load::Open {
+                rate: 1.0,
+                poisson: false,
+            },
+            Until::Rounds(1),
+            0,
+            1,
+        );
+        open.hold();
+        assert!(!open.is_held() && matches!(open.next(0), Next::Send(..)));
     }
 
     #[test]

@@ -2,7 +2,6 @@
 
 use std::fmt::Write;
 
-use crate::cli::Server;
 use crate::limits::RESAMPLES;
 use crate::precision::nanos;
 use crate::report::{Metric, Report, busy_share};
@@ -65,25 +64,17 @@ pub fn ratio(added: Difference, by_first: Difference) -> String {
 #[must_use]
 pub fn table(report: &Report) -> String {
     let mut text = String::new();
+    if let Some(sentence) = report.busy_sentence() {
+        let _ = writeln!(text, "{sentence}\n");
+    }
     head(&mut text, report);
     let labels = labels(report);
     header(&mut text, labels);
     for metric in &report.metrics {
-        block(&mut text, labels, metric, &report.around.options.servers);
+        block(&mut text, labels, metric, report);
     }
-    let _ = writeln!(text, "\nadded: {}.", method(report));
-    let _ = writeln!(
-        text,
-        "below noise: the interval contains 0; the overhead lies somewhere in the interval. One \
-         interval in 20 does not contain the true value."
-    );
-    if let [_, first, _, ..] = &report.around.options.servers[..] {
-        let name = &first.name;
-        let _ = writeln!(
-            text,
-            "minus {name}: the difference between the two proxies. ratio: what the proxy adds, as a \
-             multiple of what {name} adds."
-        );
+    if report.concludes() {
+        legend(&mut text, report);
     }
     responses(&mut text, report);
     client(&mut text, report);
@@ -102,6 +93,24 @@ pub fn table(report: &Report) -> String {
         let _ = writeln!(text, "warning: {warning}");
     }
     text
+}
+
+/// Explains the rows of the table.
+fn legend(text: &mut String, report: &Report) {
+    let _ = writeln!(text, "\nadded: {}.", method(report));
+    let _ = writeln!(
+        text,
+        "below noise: the interval contains 0; the overhead lies somewhere in the interval. One \
+         interval in 20 does not contain the true value."
+    );
+    if let [_, first, _, ..] = &report.around.options.servers[..] {
+        let name = &first.name;
+        let _ = writeln!(
+            text,
+            "minus {name}: the difference between the two proxies. ratio: what the proxy adds, as a \
+             multiple of what {name} adds."
+        );
+    }
 }
 
 fn head(text: &mut String, report: &Report) {
@@ -155,7 +164,8 @@ fn header(text: &mut String, labels: usize) {
 }
 
 /// Appends the rows of one metric: those of the engine, then those of each proxy.
-fn block(text: &mut String, labels: usize, metric: &Metric, servers: &[Server]) {
+fn block(text: &mut String, labels: usize, metric: &Metric, report: &Report) {
+    let servers = &report.around.options.servers;
     let _ = writeln!(text, "{}", metric.title);
     if metric.values.iter().any(Values::is_empty) {
         let _ = writeln!(text, "  nothing measured");
@@ -180,7 +190,7 @@ fn block(text: &mut String, labels: usize, metric: &Metric, servers: &[Server]) 
             &format!("  {}", server.name),
             &mut cells.into_iter().map(show_ns),
         );
-        if side == 0 {
+        if side == 0 || !report.concludes() {
             continue;
         }
         let Some(overhead) = added_by.next() else {

@@ -12,6 +12,8 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Command, Output};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -34,7 +36,13 @@ fn url(addr: SocketAddr) -> String {
 }
 
 fn bench(direct: SocketAddr, proxy: SocketAddr, more: &[&str]) -> Output {
-    let base = ["overhead", "--seed=1", "--timeout=20s", "--warmup=2"];
+    let base = [
+        "overhead",
+        "--seed=1",
+        "--timeout=20s",
+        "--warmup=2",
+        "--allow-busy",
+    ];
     let (direct, proxy) = (url(direct), url(proxy));
     Command::new(BENCH)
         .args(base)
@@ -148,6 +156,7 @@ fn several_proxies_are_measured_in_the_same_rounds() {
     let output = Command::new(BENCH)
         .args([
             "overhead",
+            "--allow-busy",
             "--seed=1",
             "--warmup=2",
             "--requests=20",
@@ -247,6 +256,71 @@ fn the_gate_has_an_exit_code() {
     assert!(said.contains("the limit is 1.00 ms"), "{said}");
     // Standard error is a pipe here, so the first line of progress is due after ten seconds.
     assert!(!said.contains("left"), "{said}");
+}
+
+/// Keeps all CPUs in use until it is dropped.
+struct Burn(Arc<AtomicBool>);
+
+impl Burn {
+    fn start() -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        for _ in 0..thread::available_parallelism().unwrap().get() {
+            let stop = Arc::clone(&stop);
+            thread::spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            });
+        }
+        Self(stop)
+    }
+}
+
+impl Drop for Burn {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn a_busy_machine_is_not_measured_unless_allowed() {
+    let engine = engine(2, NONE);
+    let address = url(engine.addr());
+    let base = ["overhead", "--requests=5", "--max-tokens=2"];
+    let burn = Burn::start();
+    let run = |more: &[&str]| {
+        Command::new(BENCH)
+            .args(base)
+            .args(["--direct", &address, "--proxy", &address])
+            .args(more)
+            .output()
+            .unwrap()
+    };
+    let output = run(&[]);
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(output.stdout.is_empty(), "{}", text(&output.stdout));
+    assert!(
+        said.starts_with("ringside-bench: the machine is busy: other programs use"),
+        "{said}"
+    );
+    assert!(
+        said.contains("(pid ") && said.contains("nothing was measured"),
+        "{said}"
+    );
+    assert_eq!(engine.requests().len(), 0);
+
+    let output = run(&["--allow-busy"]);
+    let (table, said) = (text(&output.stdout), text(&output.stderr));
+    drop(burn);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert!(
+        said.starts_with("ringside-bench: warning: the machine is busy"),
+        "{said}"
+    );
+    let first = "BUSY MACHINE, measured because of --allow-busy; before the run, other programs";
+    assert!(table.starts_with(first), "{table}");
+    assert!(table.contains("added"), "{table}");
 }
 
 #[test]
@@ -365,6 +439,7 @@ fn failures_are_counted_and_reported_and_end_with_exit_code_1() {
     let no_warmup = [&more[..], &["--warmup=0"]].concat();
     let base = [
         "overhead",
+        "--allow-busy",
         "--direct",
         &url(engine.addr()),
         "--proxy",
@@ -531,7 +606,14 @@ fn a_request_without_progress_fails() {
         "--timeout=100ms",
     ];
     let (direct, proxy) = (url(whole.addr()), url(silent.addr()));
-    let base = ["overhead", "--direct", &direct, "--proxy", &proxy];
+    let base = [
+        "overhead",
+        "--allow-busy",
+        "--direct",
+        &direct,
+        "--proxy",
+        &proxy,
+    ];
     let output = Command::new(BENCH).args(base).args(more).output().unwrap();
     let (table, said) = (text(&output.stdout), text(&output.stderr));
     assert_eq!(output.status.code(), Some(1));
