@@ -392,8 +392,13 @@ impl<'a> Client<'a> {
             start_ns,
             response,
             splitter,
+            reader,
             ..
         } = exchange;
+        let server = &mut self.run.counts[ask.side.index()].server;
+        if server.is_none() {
+            *server = reader.head().and_then(|head| head.server.clone());
+        }
         if splitter.is_inside() {
             return Err(EventError::Cut);
         }

@@ -58,6 +58,8 @@ pub struct Head {
     pub event_stream: bool,
     /// Whether the connection can be reused after this response.
     pub keep_alive: bool,
+    /// The `server` field, as far as it is text; `None` if the response has none.
+    pub server: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -304,6 +306,7 @@ fn parse_head(bytes: &[u8]) -> Result<Parsed, ResponseError> {
         status,
         event_stream: false,
         keep_alive: response.version == Some(1),
+        server: None,
     };
     let (mut length, mut coded) = (None, false);
     for field in response.headers.iter() {
@@ -324,6 +327,8 @@ fn parse_head(bytes: &[u8]) -> Result<Parsed, ResponseError> {
             head.event_stream = media
                 .trim_ascii()
                 .eq_ignore_ascii_case(b"text/event-stream");
+        } else if field.name.eq_ignore_ascii_case("server") {
+            head.server = std::str::from_utf8(value).ok().map(str::to_owned);
         } else if field.name.eq_ignore_ascii_case("connection")
             && value
                 .split(|byte| *byte == b',')
@@ -412,6 +417,7 @@ mod tests {
                     status,
                     event_stream,
                     keep_alive,
+                    server: None,
                 };
                 (head, body.as_bytes().to_vec())
             });
@@ -466,6 +472,15 @@ mod tests {
         ] {
             let text = format!("{CHUNKED}{tail}");
             assert_eq!(read(&[text.as_bytes()]), Err(want), "{tail:?}");
+        }
+    }
+
+    #[test]
+    fn the_server_field_is_kept() {
+        for (field, want) in [("Server: nginx/1.27 \r\n", Some("nginx/1.27")), ("", None)] {
+            let text = format!("HTTP/1.1 200 OK\r\n{field}content-length: 0\r\n\r\n");
+            let (head, _) = read(&[text.as_bytes()]).unwrap();
+            assert_eq!(head.server.as_deref(), want);
         }
     }
 

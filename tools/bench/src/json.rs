@@ -28,6 +28,7 @@ pub fn json(report: &Report) -> Value {
         "schema": SCHEMA,
         "date": report.around.machine.date,
         "machine": {
+            "host": report.around.machine.host,
             "cpu": report.around.machine.cpu,
             "cpus": report.around.machine.cpus,
             "kernel": report.around.machine.kernel,
@@ -89,6 +90,7 @@ fn look(look: &Look) -> Value {
 fn connections((server, counts): (&Server, &Counts)) -> Value {
     json!({
         "side": server.name,
+        "server_field": counts.server,
         "connect_p50_ns": counts.connect_ns.value_at_quantile(0.5),
         "connect_max_ns": counts.connect_ns.max(),
         "opened_again": counts.reopened,

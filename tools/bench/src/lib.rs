@@ -30,6 +30,7 @@ pub mod run;
 pub mod cli;
 pub mod client;
 
+pub mod range;
 pub mod report;
 pub mod svg;
 

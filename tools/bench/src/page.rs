@@ -8,7 +8,7 @@ use crate::limits::{SIDES_MAX, TIMELINE_COLUMNS_MAX};
 use crate::report::{Metric, Report};
 use crate::stats::Difference;
 use crate::svg::{Bar, bars, cdf, escape, timeline};
-use crate::table::{added, method, table};
+use crate::table::{added, machine_text, method, table, versions};
 use crate::units::show_signed_ns;
 
 const STYLE: &str = "
@@ -24,7 +24,7 @@ p{margin:.3rem 0}.soft{color:var(--soft)}
 svg{width:100%;height:auto}svg text{fill:var(--soft);font:11px system-ui,sans-serif}
 svg text.name{fill:var(--ink)}
 .grid{stroke:var(--grid)}.zero,.whisker{stroke:var(--ink);fill:none}
-.line{fill:none;stroke:currentColor;stroke-width:1.8}
+.beyond{fill:currentColor}.line{fill:none;stroke:currentColor;stroke-width:1.8}
 .bar{fill:currentColor;stroke:currentColor;opacity:.75}.bar.noise{fill:none;stroke-dasharray:3 3}
 pre{overflow-x:auto;font-size:12px;line-height:1.4}
 ";
@@ -66,6 +66,14 @@ pub fn page(report: &Report) -> String {
          <h1>Proxy overhead</h1>\n",
         style = style(),
         date = escape(&report.around.machine.date)
+    );
+    let machine = &report.around.machine;
+    let _ = writeln!(
+        html,
+        "<p class=\"soft\">{} (UTC), {}<br>{}</p>",
+        escape(&machine.date),
+        escape(&machine_text(machine)),
+        escape(&versions(report))
     );
     if let Some(sentence) = report.busy_sentence() {
         let _ = writeln!(

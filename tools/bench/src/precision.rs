@@ -112,6 +112,8 @@ impl SchedStat {
 /// Machine and date of a run.
 #[derive(Clone, Debug, Default)]
 pub struct Machine {
+    /// Host name.
+    pub host: String,
     /// CPU model as reported by the kernel.
     pub cpu: String,
     /// Number of CPUs available to the process.
@@ -132,6 +134,7 @@ impl Machine {
         let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
         Self {
+            host: first_line("/proc/sys/kernel/hostname"),
             cpu: cpu_model(&cpuinfo),
             cpus: std::thread::available_parallelism().map_or(0, usize::from),
             kernel: first_line("/proc/sys/kernel/osrelease"),

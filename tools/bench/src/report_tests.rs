@@ -315,7 +315,7 @@ fn several_proxies_are_in_one_table() {
     let report = report(0.0, &[], |_| {});
     let table = crate::table::table(&report);
     let line = |label: &str| {
-        let mut lines = table.lines().map(str::trim_start);
+        let mut lines = table.lines().skip(4).map(str::trim_start);
         let line = lines.find(|line| line.starts_with(label)).unwrap();
         line.split_whitespace().collect::<Vec<_>>().join(" ")
     };
@@ -327,7 +327,34 @@ fn several_proxies_are_in_one_table() {
     );
     assert_eq!(line("ratio"), "ratio 2.00x 2.00x 2.00x 2.00x");
     assert!(
-        table.starts_with("direct e:1, a p:1, b q:1: POST"),
+        table.contains("\ndirect e:1, a p:1, b q:1: POST"),
         "{table}"
     );
+}
+
+#[test]
+fn a_page_survives_an_extreme_value_and_starts_with_its_origin() {
+    let mut report = report(0.0, &[], |done| {
+        if (done.round, done.side) == (7, side(1)) {
+            done.ttft_ns = 60_000_000_000;
+        }
+    });
+    report.around.machine.host = "node<7>".to_owned();
+    report.around.machine.date = "2026-01-02T03:04:05Z".to_owned();
+    report.around.machine.kernel = "6.1".to_owned();
+    report.run.counts[1].server = Some("nginx/1.27".to_owned());
+    let page = crate::page::page(&report);
+    assert!(
+        page.contains("outside: 1 value above 1.") && page.contains("up to 60.0 s"),
+        "{page}"
+    );
+    let (top, _) = page.split_once("<h2>").unwrap();
+    for part in [
+        "2026-01-02T03:04:05Z (UTC), host node&lt;7&gt;,",
+        "Linux 6.1",
+        concat!("ringside-bench ", env!("CARGO_PKG_VERSION")),
+        "; a sends `server: nginx/1.27`; no `server` field from direct, b",
+    ] {
+        assert!(top.contains(part), "{part}: {top}");
+    }
 }

@@ -86,6 +86,8 @@ pub struct Counts {
     /// Number of idle connections that were replaced because the peer closed them or sent
     /// unexpected bytes on them.
     pub reopened: u64,
+    /// The `server` field of the first response that has one; `None` if no response has.
+    pub server: Option<String>,
     /// Requests that had to wait for a connection.
     pub waited: u64,
     /// Requests sent again, because the peer closed the idle connection at the same time as the
@@ -100,6 +102,7 @@ impl Counts {
             first_failure: None,
             connect_ns: histogram()?,
             reopened: 0,
+            server: None,
             waited: 0,
             sent_again: 0,
         })

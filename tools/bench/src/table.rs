@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use crate::limits::RESAMPLES;
-use crate::precision::nanos;
+use crate::precision::{Machine, nanos};
 use crate::report::{Metric, Report, busy_share};
 use crate::response::shown;
 use crate::schedule::Load;
@@ -95,6 +95,37 @@ pub fn table(report: &Report) -> String {
     text
 }
 
+/// Describes the machine in one phrase: its name, CPUs and kernel.
+#[must_use]
+pub fn machine_text(machine: &Machine) -> String {
+    format!(
+        "host {}, {}, {} CPUs, Linux {}",
+        machine.host, machine.cpu, machine.cpus, machine.kernel
+    )
+}
+
+/// Returns the version of this tool and what the servers state about theirs. A proxy may pass on
+/// the engine's field.
+#[must_use]
+pub fn versions(report: &Report) -> String {
+    let mut versions = format!("ringside-bench {}", env!("CARGO_PKG_VERSION"));
+    let servers = report.around.options.servers.iter();
+    let mut silent = Vec::new();
+    for (server, counts) in servers.zip(&report.run.counts) {
+        match &counts.server {
+            Some(field) => {
+                let (name, field) = (&server.name, shown(field.as_bytes()));
+                let _ = write!(versions, "; {name} sends `server: {field}`");
+            }
+            None => silent.push(server.name.as_str()),
+        }
+    }
+    if !silent.is_empty() {
+        let _ = write!(versions, "; no `server` field from {}", silent.join(", "));
+    }
+    versions
+}
+
 /// Explains the rows of the table.
 fn legend(text: &mut String, report: &Report) {
     let _ = writeln!(text, "\nadded: {}.", method(report));
@@ -118,6 +149,14 @@ fn head(text: &mut String, report: &Report) {
     let servers = options.servers.iter();
     let servers = servers.map(|server| format!("{} {}", server.name, server.target.authority()));
     let machine = &report.around.machine;
+    let _ = writeln!(text, "{}, {}", machine.date, versions(report));
+    let _ = writeln!(
+        text,
+        "{}, load {} at the start, {} at the end",
+        machine_text(machine),
+        machine.load_at_start,
+        report.around.load_at_end
+    );
     let _ = writeln!(
         text,
         "{}: POST {}, model {}, prompt of {} bytes{}, {} tokens at most",
@@ -136,16 +175,7 @@ fn head(text: &mut String, report: &Report) {
         load_text(options.load),
         options.warmup
     );
-    let _ = writeln!(
-        text,
-        "{}, {}, {} CPUs, Linux {}, load {} at the start, {} at the end\n",
-        machine.date,
-        machine.cpu,
-        machine.cpus,
-        machine.kernel,
-        machine.load_at_start,
-        report.around.load_at_end
-    );
+    text.push('\n');
 }
 
 /// Returns the number of columns that the labels of all rows need.
