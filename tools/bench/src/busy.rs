@@ -11,7 +11,8 @@ use std::time::Duration;
 use rustix::param::clock_ticks_per_second;
 
 use crate::limits::{
-    BUSY_CPUS_SHARE_MAX, BUSY_LOOKS_SHARE_MAX, CPUS_NEEDED, PROGRAMS_NAMED_MAX, STEAL_SHARE_MAX,
+    BUSY_CPUS_SHARE_MAX, BUSY_LOOKS_SHARE_MAX, CPUS_NEEDED, PROGRAM_CPUS_MIN, PROGRAMS_NAMED_MAX,
+    STEAL_SHARE_MAX,
 };
 use crate::socket::{Poll, monotonic_ns};
 
@@ -255,7 +256,10 @@ impl Look {
         } else {
             return None;
         };
-        let programs = self.programs.iter();
+        let programs = self
+            .programs
+            .iter()
+            .filter(|it| it.cpus >= PROGRAM_CPUS_MIN);
         let programs = programs.map(|it| format!("{} (pid {}) {:.2}", it.name, it.pid, it.cpus));
         let programs: Vec<String> = programs.collect();
         if !programs.is_empty() {

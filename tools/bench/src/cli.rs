@@ -171,9 +171,9 @@ fn overhead() -> Command {
          A round has one request to each side (the engine and every proxy), in random order. The \
          first proxy is\nthe one that the others are compared with. Intervals: 95 %, percentile \
          bootstrap over\nrounds, {RESAMPLES} resamples.\n\n\
-         Before the run, and between rounds, the tool observes for a moment what other programs \
-         use. If they use\nmore than {:.0} % of the up to {CPUS_NEEDED} CPUs that the measurement \
-         needs, it does not conclude (--allow-busy).\n\n\
+         Before and after the run, and between rounds if one request runs at a time, the tool \
+         observes for a moment\nwhat other programs use. If that is more than {:.0} % of the CPUs that \
+         the measurement needs (at most {CPUS_NEEDED}),\nit does not conclude (--allow-busy).\n\n\
          Exit codes: 0 measured; 1 a request failed, a response was wrong, the machine was busy, \
          the run could not be\ncompleted, or the gate --max-overhead-p99 was not met; 2 usage \
          error; 3 invalid for this machine or these\nservers.\n\n\

@@ -79,6 +79,8 @@ pub const STEAL_SHARE_MAX: f64 = 0.02;
 pub const BUSY_LOOKS_SHARE_MAX: f64 = 0.2;
 /// Number of programs that are named if the machine is busy.
 pub const PROGRAMS_NAMED_MAX: usize = 3;
+/// CPUs that a program must use to be named.
+pub const PROGRAM_CPUS_MIN: f64 = 0.05;
 /// Milliseconds for which other programs are observed before a run.
 pub const LOOK_BEFORE_MS: u64 = 1_000;
 /// Milliseconds of each look during a run: 30 ticks of the kernel's counters per CPU.

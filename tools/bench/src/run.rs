@@ -152,7 +152,8 @@ pub struct Run {
     pub counts: Vec<Counts>,
     /// Delays caused by the client.
     pub lag: Lag,
-    /// CPU time of other programs: at an interval, while no request was in flight, and at the end.
+    /// CPU time of other programs: at an interval if requests are sent one at a time, while none is
+    /// in flight, and at the end.
     pub looks: Vec<Look>,
     /// Whether the run ended early because the maximum number of gaps was reached.
     pub full: bool,

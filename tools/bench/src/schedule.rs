@@ -199,10 +199,11 @@ impl Schedule {
         self.begun_ns
     }
 
-    /// Starts no new rounds in a closed loop until [`Schedule::release`], so that the servers
-    /// become idle. Has no effect in an open loop, whose times are planned.
+    /// Starts no new round until [`Schedule::release`], so that the servers become idle. Has no
+    /// effect unless requests are sent one at a time: an open loop has planned times, and several
+    /// lanes would all start together after a pause, which is another load than the one requested.
     pub fn hold(&mut self) {
-        self.held = matches!(self.load, Load::Closed { .. });
+        self.held = matches!(self.load, Load::Closed { concurrency: 1 });
     }
 
     /// Ends a [`Schedule::hold`].
@@ -414,18 +415,15 @@ mod tests {
             panic!("nothing to send")
         };
         assert_eq!(ask.round, 1);
-        let mut open = Schedule::new(
-            2,
-            Load::Open {
-                rate: 1.0,
-                poisson: false,
-            },
-            Until::Rounds(1),
-            0,
-            1,
-        );
-        open.hold();
-        assert!(!open.is_held() && matches!(open.next(0), Next::Send(..)));
+        let open = Load::Open {
+            rate: 1.0,
+            poisson: false,
+        };
+        for load in [open, Load::Closed { concurrency: 2 }] {
+            let mut schedule = Schedule::new(2, load, Until::Rounds(1), 0, 1);
+            schedule.hold();
+            assert!(!schedule.is_held() && matches!(schedule.next(0), Next::Send(..)));
+        }
     }
 
     #[test]
