@@ -9,6 +9,8 @@ const REACH: f64 = 3.0;
 const WIDTH_SHARE_MIN: f64 = 0.05;
 /// How far an axis of differences reaches, in medians of their sizes.
 const REACH_OF_DIFFERENCES: f64 = 10.0;
+/// All values are inside if the axis then is at most this many times as long.
+const STRETCH_MAX: f64 = 2.0;
 /// An axis is logarithmic if its end is more than this many times its start.
 const LINEAR_RATIO_MAX: f64 = 20.0;
 
@@ -50,8 +52,8 @@ impl Range {
                 None => own,
             });
         }
-        let (low, high) = ends.unwrap_or_default();
-        Self::between(low, high, groups.iter().flatten().copied())
+        let ends = ends.unwrap_or_default();
+        Self::stretched(ends, groups.iter().flatten().copied())
     }
 
     /// Returns the range for differences. It contains 0.
@@ -66,7 +68,17 @@ impl Range {
         };
         let low = values.iter().copied().fold(0.0, f64::min).max(-reach);
         let high = values.iter().copied().fold(0.0, f64::max).min(reach);
-        Self::between(low, high, values.iter().copied())
+        Self::stretched((low, high), values.iter().copied())
+    }
+
+    /// Returns a range with these ends, or with all values if that is not much longer.
+    fn stretched(ends: (f64, f64), values: impl Iterator<Item = f64> + Clone) -> Self {
+        let all = values
+            .clone()
+            .fold(ends, |(low, high), value| (low.min(value), high.max(value)));
+        let is_short = all.1 - all.0 <= (ends.1 - ends.0) * STRETCH_MAX;
+        let (low, high) = if is_short { all } else { ends };
+        Self::between(low, high, values)
     }
 
     fn between(low: f64, high: f64, values: impl Iterator<Item = f64>) -> Self {
@@ -162,7 +174,10 @@ mod tests {
 
     #[test]
     fn ordinary_values_are_all_inside() {
+        let mut with_tail = values(95, 1e6, 1e3);
+        with_tail.extend(values(5, 1.4e6, 1e3));
         for groups in [
+            vec![with_tail],
             vec![values(100, 1e6, 1e4)],
             vec![values(50, 1e6, 1e4), values(50, 2e6, 1e4)],
             vec![vec![5.0; 9], vec![]],

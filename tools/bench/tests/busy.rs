@@ -1,5 +1,5 @@
 //! Runs the `ringside-bench overhead` binary on a machine whose CPUs are all in use. This is a
-//! program of its own, because its load would delay the tests of other files.
+//! separate program, because its load would delay the tests of other files.
 
 #![expect(
     clippy::unwrap_used,
