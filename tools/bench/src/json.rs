@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::busy::Look;
 use crate::cli::{Length, Server};
-use crate::limits::RESAMPLES;
+use crate::limits::{RESAMPLES, ROWS_MAX};
 use crate::precision::{histogram, nanos};
 use crate::report::{Metric, Report, busy_share};
 use crate::run::{Counts, Done};
@@ -69,6 +69,7 @@ pub fn json(report: &Report) -> Value {
         })),
         "warnings": report.warnings,
         "rows": rows(&run.done, servers),
+        "rows_left_out": run.done.len().saturating_sub(ROWS_MAX),
     })
 }
 
@@ -99,7 +100,8 @@ fn connections((server, counts): (&Server, &Counts)) -> Value {
     })
 }
 
-/// Returns one entry for each complete response, in the order in which the responses ended.
+/// Returns one entry for each complete response, in the order in which the responses ended, but at
+/// most [`ROWS_MAX`].
 fn rows(done: &[Done], servers: &[Server]) -> Vec<Value> {
     let row = |done: &Done| {
         json!({
@@ -111,7 +113,7 @@ fn rows(done: &[Done], servers: &[Server]) -> Vec<Value> {
             "events": done.events,
         })
     };
-    done.iter().map(row).collect()
+    done.iter().take(ROWS_MAX).map(row).collect()
 }
 
 /// Returns the parameters of the run. Header fields are included without their values, which may be

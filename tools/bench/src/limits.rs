@@ -99,6 +99,9 @@ pub const PROMPT_TOKENS_MAX: u32 = 1_000_000;
 pub const RESPONSE_TOKENS_MAX: u32 = 100_000;
 /// Maximum rate of the open loop: requests per second to all sides together.
 pub const RATE_MAX: f64 = 100_000.0;
+/// Maximum number of responses that have a row in the JSON report: about 20 MiB. Beyond it the
+/// report states how many are left out.
+pub const ROWS_MAX: usize = 100_000;
 /// Number of segments of one curve in the HTML report. Segments smaller than a pixel would not be
 /// visible.
 pub const CURVE_POINTS_MAX: usize = 400;
