@@ -137,6 +137,8 @@ struct Log(Arc<(Mutex<Lines>, Condvar)>);
 struct Lines {
     text: String,
     ended: bool,
+    /// Whether the reader goes away after the next line.
+    closes: bool,
 }
 
 impl Log {
@@ -150,6 +152,9 @@ impl Log {
                 writer.lines().text += &String::from_utf8_lossy(&line);
                 writer.0.1.notify_all();
                 line.clear();
+                if writer.lines().closes {
+                    break;
+                }
             }
             writer.lines().ended = true;
             writer.0.1.notify_all();
@@ -359,6 +364,11 @@ impl Sidecar {
         let (text, found) = self.log.wait(|text| text.contains(needle));
         assert!(found, "`{needle}` is not in {text}");
         text
+    }
+
+    /// Closes the reading end of stderr once the sidecar has written one more line.
+    pub(crate) fn close_stderr(&self) {
+        self.log.lines().closes = true;
     }
 
     /// Returns a page of the admin port, or `None` if nothing listens there.

@@ -44,6 +44,7 @@ mod llm_d;
 mod memory;
 mod mooncake;
 mod mori;
+mod night;
 mod nixlv2;
 mod offloading;
 mod old_connectors;

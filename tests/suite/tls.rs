@@ -420,7 +420,7 @@ fn a_close_delimited_body_is_complete_only_with_close_notify() {
 
 /// Writes the certificate number `nth` (0 is the first, later ones replace it) as Kubernetes mounts
 /// a secret: the files are symlinks through `..data`.
-fn write_as_a_secret(folder: &Folder, nth: u32, identity: &Identity) {
+pub(crate) fn write_as_a_secret(folder: &Folder, nth: u32, identity: &Identity) {
     let name = format!("..{nth}");
     let path = folder.path();
     std::fs::create_dir(path.join(&name)).unwrap();
