@@ -39,12 +39,16 @@ async fn show(options: DemoOptions) -> Result<(), Exit> {
     let failed = |error: std::io::Error| Exit::runtime(format!("demo: {error}"));
     let prefill = EngineConfig {
         ttft: PREFILL,
+        echo: false,
+        check_model: true,
         ..EngineConfig::prefill()
     };
     let decode = EngineConfig {
         ttft: FIRST_TOKEN,
         itl: TOKEN,
         tokens: TOKENS,
+        echo: false,
+        check_model: true,
         ..EngineConfig::decode()
     };
     let prefill = Engine::start(prefill, 0).map_err(failed)?;

@@ -59,6 +59,8 @@ pub(crate) struct Refusal {
     pub(crate) status: u16,
     pub(crate) param: Option<&'static str>,
     pub(crate) message: String,
+    /// Whether the body has the format of the messages API.
+    pub(crate) anthropic: bool,
 }
 
 impl Refusal {
@@ -68,6 +70,7 @@ impl Refusal {
             status: 400,
             param: Some(param),
             message: message.into(),
+            anthropic: false,
         }
     }
 
@@ -77,6 +80,7 @@ impl Refusal {
             status: 500,
             param: None,
             message: message.to_owned(),
+            anthropic: false,
         }
     }
 
@@ -89,6 +93,10 @@ impl Refusal {
             503 => "ServiceUnavailableError",
             _ => "InternalServerError",
         };
+        if self.anthropic {
+            let error = serde_json::json!({"type": kind, "message": self.message});
+            return serde_json::json!({"type": "error", "error": error}).to_string();
+        }
         serde_json::json!({"error": {
             "message": self.message, "type": kind, "param": self.param, "code": self.status,
         }})
@@ -164,7 +172,7 @@ pub(crate) fn check(
     let Some((prompt_sha256, prompt_tokens)) = prompt else {
         return Err(Refusal::bad(kind.prompt(), "Field required"));
     };
-    check_model(fields, config)?;
+    check_model(kind, fields, config)?;
     let stream = boolean(fields, "stream")?;
     let options = match fields.some("stream_options") {
         Some(_) if !stream => {
@@ -220,14 +228,18 @@ pub(crate) fn check(
 /// it would count the handoff of another prompt.
 const UNSERVED: &str = "ringside-releases-kv-cache";
 
-fn check_model(fields: &Fields<'_>, config: &EngineConfig) -> Result<(), Refusal> {
+fn check_model(kind: Kind, fields: &Fields<'_>, config: &EngineConfig) -> Result<(), Refusal> {
     let is_unknown =
         |model: &str| model == UNSERVED || (config.check_model && model != config.model);
     match fields.string("model") {
         Some(model) if is_unknown(&model) => Err(Refusal {
             status: 404,
             param: Some("model"),
-            message: format!("The model `{model}` does not exist."),
+            message: format!(
+                "The model `{model}` does not exist. Valid aliases: {}.",
+                config.model
+            ),
+            anthropic: kind == Kind::Messages,
         }),
         _ => Ok(()),
     }

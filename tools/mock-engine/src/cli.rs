@@ -12,6 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::{EngineConfig, Role};
 use crate::engine::Engine;
+use crate::fault_page;
 use crate::kv::{BlockBook, EngineIds, KvContract, Meetings, Mooncake, Store};
 use crate::listener::Place;
 use crate::tls::Tls;
@@ -86,7 +87,8 @@ fn parse(args: impl Iterator<Item = String>) -> Result<Options, Error> {
     let mut matches = command().try_get_matches_from(args)?;
     let mut config = EngineConfig {
         strict: !matches.get_flag("lenient"),
-        echo: !matches.get_flag("no-echo"),
+        echo: matches.get_flag("echo"),
+        check_model: !matches.get_flag("any-model"),
         tls: tls(&matches)?,
         // `GET /mock/requests` does not include bodies, so there is no need to keep them.
         keep_body_bytes: 0,
@@ -127,7 +129,7 @@ fn command() -> Command {
         .try_map(|name| contract(&name).ok_or("no such contract"));
     Command::new("mock-engine")
         .about("A mock vLLM server: the HTTP API of an engine, without a model")
-        .after_help(AFTER_HELP)
+        .after_help(format!("{AFTER_HELP}{}", fault_page::help()))
         .no_binary_name(true)
         .args_override_self(true)
         .group(ArgGroup::new("place").args(["port", "uds"]).required(true))
@@ -182,7 +184,11 @@ fn command() -> Command {
             .default_value("1"),
         ])
         .args(tls_args())
-        .args([flag("lenient", LENIENT_HELP), flag("no-echo", NO_ECHO_HELP)])
+        .args([
+            flag("lenient", LENIENT_HELP),
+            flag("echo", ECHO_HELP),
+            flag("any-model", ANY_MODEL_HELP),
+        ])
 }
 
 fn tls_args() -> [Arg; 2] {
@@ -212,15 +218,27 @@ replaced by the rank's number";
 const LENIENT_HELP: &str = "\
 Do not check the members of prefill requests and of kv_transfer_params
 (nixlv2 only)";
-const NO_ECHO_HELP: &str = "\
-Respond 404 to unknown paths; without this option the response describes
-the request";
-const AFTER_HELP: &str = "\
-TIME is a number followed by ms, us or s; a bare number is in milliseconds.
+const ECHO_HELP: &str = "\
+Respond to unknown paths with a description of the request instead of 404";
+const ANY_MODEL_HELP: &str = "\
+Accept requests for every model; without this option, only --model exists";
+const AFTER_HELP: &str = r#"TIME is a number followed by ms, us or s; a bare number is in milliseconds.
 
-  GET  /mock/requests      list the received requests
-  POST /mock/fault         set a fault for the next requests, for example
-                           {\"fault\":\"reset_before_head\",\"times\":1,\"path\":null}";
+  GET  /mock/requests   list the received requests
+  POST /mock/fault      set a fault for the next requests, for example
+                        {"fault":"reset_before_head","times":1,"path":"/v1/completions"}
+
+Members of the body of POST /mock/fault:
+  fault     one of the list below
+  times     number of requests to apply it to [default: 1]; 4294967295: all
+  path      apply it only to requests to this path (without the query)
+  contains  apply it only to requests whose body contains this text (only
+            generation requests have a body that is kept for this)
+  clear     true: first remove all pending faults
+  release   true: let the requests that hold and held_status delay continue
+
+Faults apply to any path except /version and those under /mock/. They are:
+"#;
 
 /// Loads the TLS configuration from the files that the command line names. Returns `Ok(None)` if it
 /// names none.

@@ -54,6 +54,20 @@ pub(crate) struct Shared {
     pub(crate) port: u16,
 }
 
+impl Shared {
+    /// Adds `fault` for the next `times` requests to `path` or, if `contains` is given, for those
+    /// whose body contains this text. Closes the gate if the fault waits at it.
+    pub(crate) fn arm(&self, path: Option<&str>, contains: Option<&str>, fault: Fault, times: u32) {
+        if matches!(fault, Fault::Hold | Fault::HeldStatus { .. }) {
+            self.gate.close();
+        }
+        match contains {
+            Some(needle) => self.faults.arm_for_body(needle, fault, times),
+            None => self.faults.arm(path, fault, times),
+        }
+    }
+}
+
 #[derive(Debug)]
 enum Control {
     /// Closes the listener (`true`) or opens it again (`false`), then acknowledges through the
@@ -242,15 +256,13 @@ impl Engine {
     /// Health checks and metric scrapes count as requests. If a proxy sends any, use
     /// [`Engine::fault_on`].
     pub fn fault(&self, fault: Fault, times: u32) {
-        self.close_gate(&fault);
-        self.shared.faults.arm(None, fault, times);
+        self.shared.arm(None, None, fault, times);
     }
 
     /// Sets a fault for the next `times` requests whose path, without the query, is `path`;
     /// `u32::MAX` means all requests.
     pub fn fault_on(&self, path: &str, fault: Fault, times: u32) {
-        self.close_gate(&fault);
-        self.shared.faults.arm(Some(path), fault, times);
+        self.shared.arm(Some(path), None, fault, times);
     }
 
     /// Sets a fault for the next `times` requests whose body contains `needle`.
@@ -258,14 +270,7 @@ impl Engine {
     /// Faults that act before the body is read are not suitable here: `EarlyResponse` and
     /// `StallRead` have no effect, and `Refuse` ignores `needle`.
     pub fn fault_with(&self, needle: &str, fault: Fault, times: u32) {
-        self.close_gate(&fault);
-        self.shared.faults.arm_for_body(needle, fault, times);
-    }
-
-    fn close_gate(&self, fault: &Fault) {
-        if matches!(fault, Fault::Hold | Fault::HeldStatus { .. }) {
-            self.shared.gate.close();
-        }
+        self.shared.arm(None, Some(needle), fault, times);
     }
 
     /// Releases all requests that [`Fault::Hold`] or [`Fault::HeldStatus`] delays.

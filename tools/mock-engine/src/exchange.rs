@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crate::api::{self, Refusal, Route};
 use crate::engine::Shared;
 use crate::fault::Fault;
+use crate::fault_page;
 use crate::http::{BODY_BYTES_MAX, Body, BodyError, Conn, Disconnected, Head, HeadError};
 use crate::json::Fields;
 use crate::listener::Stream;
@@ -245,6 +246,7 @@ impl Exchange<'_> {
         }
         let keep_max = match route {
             Some(_) => BODY_BYTES_MAX as usize,
+            None if self.head.target.starts_with("/mock/") => fault_page::BODY_BYTES_MAX,
             None => self.shared.config.keep_body_bytes,
         };
         self.conn.read_body(self.head.framing, keep_max).await
@@ -282,6 +284,7 @@ impl Exchange<'_> {
             status,
             param: None,
             message,
+            anthropic: false,
         };
         let mut wire = Wire::of(None);
         wire.next = Some(if keep {

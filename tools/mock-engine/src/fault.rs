@@ -37,8 +37,7 @@ pub enum Fault {
     },
     /// Reads the request, then never sends a response.
     StallBeforeHead,
-    /// Sends the regular response, but only after [`crate::Engine::release`]. If set only with
-    /// `POST /mock/fault`, it delays nothing.
+    /// Sends the regular response, but only after [`crate::Engine::release`].
     Hold,
     /// Sends the head of the response, then nothing more.
     StallAfterHead,
@@ -77,7 +76,7 @@ pub enum Fault {
         content_type: String,
     },
     /// Sends a JSON response with this status and body instead of the regular one, but only after
-    /// [`crate::Engine::release`]. If set only with `POST /mock/fault`, it is sent immediately.
+    /// [`crate::Engine::release`].
     HeldStatus {
         /// Status code.
         code: u16,
@@ -198,6 +197,11 @@ impl Faults {
                 left: times,
             });
         }
+    }
+
+    /// Returns the number of pending faults.
+    pub(crate) fn pending(&self) -> usize {
+        self.armed.lock().len()
     }
 
     /// Removes all pending faults.

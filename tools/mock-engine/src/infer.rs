@@ -73,6 +73,7 @@ impl Exchange<'_> {
                 status: 401,
                 param: None,
                 message: "Unauthorized".to_owned(),
+                anthropic: false,
             });
         }
         let rank = self.head.header("x-data-parallel-rank");

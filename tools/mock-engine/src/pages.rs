@@ -4,25 +4,28 @@
 use std::fmt::Write as _;
 use std::sync::atomic::Ordering;
 
-use serde::Deserialize;
 use serde_json::json;
 
-use crate::api;
 use crate::engine::Shared;
-use crate::fault::Fault;
+use crate::fault_page::fault_page;
 use crate::http::{Body, Head};
 use crate::kv::EngineIds;
 use crate::log::path_of;
+use crate::routes;
 use crate::wire::Plan;
 
 /// Returns the response to a request other than inference.
 pub(crate) fn page(shared: &Shared, head: &Head, body: &Body) -> Plan {
     let path = path_of(&head.target);
     let get = head.method == "GET";
+    let post = head.method == "POST";
     match path {
         "/health" | "/ping" if get => health(shared),
+        "/ping" if post && !shared.config.echo => health(shared),
+        "/load" if get && !shared.config.echo => load(shared),
         "/v1/models" if get => models(shared),
-        "/metrics" if get => Plan::new(
+        // A real engine does not check the method of this one.
+        "/metrics" if get || !shared.config.echo => Plan::new(
             200,
             "text/plain; version=0.0.4; charset=utf-8",
             metrics(shared),
@@ -32,15 +35,14 @@ pub(crate) fn page(shared: &Shared, head: &Head, body: &Body) -> Plan {
             Plan::json(200, ids.map(EngineIds::page).unwrap_or_default())
         }
         "/mock/requests" if get => requests(shared),
-        "/mock/fault" if head.method == "POST" => set_fault(shared, &body.kept),
-        "/health" | "/v1/models" | "/version" | "/metrics" | "/mock/requests" | "/mock/fault" => {
-            Plan::json(405, "{\"detail\":\"Method Not Allowed\"}")
-        }
-        _ if shared.config.echo => echo(head, body),
-        _ if api::route(path).is_some() => {
-            Plan::json(405, "{\"detail\":\"Method Not Allowed\"}").with("allow", "POST")
-        }
-        _ => Plan::json(404, "{\"detail\":\"Not Found\"}"),
+        "/mock/fault" if post => fault_page(shared, body),
+        _ => match routes::allow(path, &shared.config) {
+            Some(methods) => {
+                Plan::json(405, "{\"detail\":\"Method Not Allowed\"}").with("allow", methods)
+            }
+            None if shared.config.echo => echo(head, body),
+            None => Plan::json(404, "{\"detail\":\"Not Found\"}"),
+        },
     }
 }
 
@@ -48,6 +50,12 @@ fn health(shared: &Shared) -> Plan {
     let mut plan = Plan::json(shared.health.load(Ordering::Relaxed), "");
     plan.content_type.clear();
     plan
+}
+
+fn load(shared: &Shared) -> Plan {
+    // This request itself counts as a running one.
+    let running = shared.log.counters().running.saturating_sub(1);
+    Plan::json(200, json!({"server_load": running}).to_string())
 }
 
 fn models(shared: &Shared) -> Plan {
@@ -124,37 +132,6 @@ fn requests(shared: &Shared) -> Plan {
         },
     });
     Plan::json(200, dump.to_string())
-}
-
-/// The body of `POST /mock/fault`: `{"fault": "html", "times": 1, "path": "/x"}` or
-/// `{"clear": true}`.
-#[derive(Deserialize)]
-struct SetFault {
-    fault: Option<Fault>,
-    #[serde(default = "once")]
-    times: u32,
-    path: Option<String>,
-    #[serde(default)]
-    clear: bool,
-}
-
-fn once() -> u32 {
-    1
-}
-
-fn set_fault(shared: &Shared, body: &[u8]) -> Plan {
-    match serde_json::from_slice::<SetFault>(body) {
-        Ok(set) => {
-            if set.clear {
-                shared.faults.clear();
-            }
-            if let Some(fault) = set.fault {
-                shared.faults.arm(set.path.as_deref(), fault, set.times);
-            }
-            Plan::json(200, "{\"ok\":true}")
-        }
-        Err(error) => Plan::json(400, json!({"error": error.to_string()}).to_string()),
-    }
 }
 
 fn echo(head: &Head, body: &Body) -> Plan {

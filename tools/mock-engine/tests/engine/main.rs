@@ -8,6 +8,7 @@
 
 mod aborts;
 mod client;
+mod command;
 mod faults;
 mod handoff;
 mod kv;
