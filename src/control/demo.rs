@@ -40,6 +40,7 @@ async fn show(options: DemoOptions) -> Result<(), Exit> {
     let prefill = EngineConfig {
         ttft: PREFILL,
         echo: false,
+        look_alike: true,
         check_model: true,
         ..EngineConfig::prefill()
     };
@@ -48,6 +49,7 @@ async fn show(options: DemoOptions) -> Result<(), Exit> {
         itl: TOKEN,
         tokens: TOKENS,
         echo: false,
+        look_alike: true,
         check_model: true,
         ..EngineConfig::decode()
     };

@@ -78,7 +78,7 @@ fn x2_two_chunks_result_in_one_response() {
     assert_eq!(body["choices"][0]["finish_reason"], "length");
     let usage = &body["usage"];
     // The prompt of the first request, without the tokens that were generated since.
-    let prompt = (question.prompt.len() as u64 / 4).max(1);
+    let prompt = mock_engine::prompt_tokens(&question.prompt);
     assert_eq!(usage["prompt_tokens"], prompt);
     assert_eq!(usage["completion_tokens"], 6);
     assert_eq!(usage["total_tokens"], prompt + 6);

@@ -208,7 +208,7 @@ fn divided(usage: &Value) -> [Option<u64>; 3] {
 
 #[test]
 fn the_messages_api_divides_the_prompt_as_the_prefiller_does() {
-    let words = "many words ".repeat(20);
+    let words = "many words ".repeat(40);
     let body = |stream: bool| {
         let message = json!([{"role": "user", "content": words}]);
         json!({"messages": message, "max_tokens": 8, "stream": stream}).to_string()
@@ -233,7 +233,7 @@ fn the_messages_api_divides_the_prompt_as_the_prefiller_does() {
 
 #[test]
 fn a_prefiller_that_does_not_report_cached_tokens_in_messages_has_those_of_its_handoff() {
-    let body = json!({"messages": [{"role": "user", "content": "many words ".repeat(20)}], "max_tokens": 8});
+    let body = json!({"messages": [{"role": "user", "content": "many words ".repeat(40)}], "max_tokens": 8});
     let plain = |config: &mut EngineConfig| config.usage = UsageShape::WithoutDetails;
     let pair = pair_of(plain, UsageShape::Details);
     let whole = pair

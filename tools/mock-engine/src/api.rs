@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 use crate::config::EngineConfig;
 use crate::continued::continued;
 use crate::json::Fields;
+use crate::token::prompt_tokens;
 
 /// The inference API that a request uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,14 +75,19 @@ impl Refusal {
         }
     }
 
-    /// Returns a 500 response that names no member.
-    pub(crate) fn internal(message: &str) -> Self {
+    /// Returns a response that names no member.
+    pub(crate) fn plain(status: u16, message: impl Into<String>) -> Self {
         Self {
-            status: 500,
+            status,
             param: None,
-            message: message.to_owned(),
+            message: message.into(),
             anthropic: false,
         }
+    }
+
+    /// Returns a 500 response that names no member.
+    pub(crate) fn internal(message: &str) -> Self {
+        Self::plain(500, message)
     }
 
     /// Returns the JSON body of the error response.
@@ -133,18 +139,17 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     text
 }
 
-/// Returns the SHA-256 (hex) of the prompt's JSON bytes as received and the approximate number of
-/// its tokens, or `None` if the request has no prompt.
+/// Returns the SHA-256 (hex) of the prompt's JSON bytes as received and the number of its
+/// tokens, or `None` if the request has no prompt.
 pub(crate) fn prompt_of(route: Route, fields: &Fields<'_>) -> Option<(String, u64)> {
-    let raw = fields.some(kind_of(route, fields)?.prompt())?;
+    let kind = kind_of(route, fields)?;
+    let raw = fields.some(kind.prompt())?;
     let sha = hex(&Sha256::digest(raw.as_bytes()));
-    let ids = memchr::memchr_iter(b',', raw.as_bytes()).count() as u64 + 1;
-    let tokens = if raw.starts_with('[') && !raw.contains('"') {
-        ids
-    } else {
-        (raw.len() as u64 / 4).max(1)
+    let system = match kind {
+        Kind::Messages => fields.some("system").map_or(0, prompt_tokens),
+        Kind::Chat | Kind::Completions | Kind::Responses | Kind::Generate => 0,
     };
-    Some((sha, tokens))
+    Some((sha, system + prompt_tokens(raw)))
 }
 
 /// Returns the API of a request, determined by its path or, for `/invocations`, by its members.

@@ -88,6 +88,7 @@ fn parse(args: impl Iterator<Item = String>) -> Result<Options, Error> {
     let mut config = EngineConfig {
         strict: !matches.get_flag("lenient"),
         echo: matches.get_flag("echo"),
+        look_alike: true,
         check_model: !matches.get_flag("any-model"),
         tls: tls(&matches)?,
         // `GET /mock/requests` does not include bodies, so there is no need to keep them.

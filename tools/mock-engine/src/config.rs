@@ -143,6 +143,9 @@ pub struct EngineConfig {
     /// Responds to unknown paths with a description of the request. If off, the response is vLLM's
     /// 404 or 405.
     pub echo: bool,
+    /// Serves the APIs other than generation (embeddings, tokens, scores), and reports at most as
+    /// many cached tokens as the prompt has. If off, the paths of these APIs are unknown.
+    pub look_alike: bool,
     /// The HTTP status of `GET /health` and `GET /ping` until [`crate::Engine::set_health`] changes
     /// it.
     pub health: u16,
@@ -192,6 +195,7 @@ impl Default for EngineConfig {
             usage: UsageShape::Details,
             null_usage_in_chunks: false,
             echo: true,
+            look_alike: false,
             health: 200,
             check_model: false,
             request_id_header: false,

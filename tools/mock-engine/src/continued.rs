@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use crate::api::{Refusal, hex};
 use crate::json::Fields;
-use crate::response::tag_of;
+use crate::token::tag_of;
 
 /// The point at which a response continues.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,7 +90,7 @@ fn tokens_in(text: &str, tag: &str) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::response::expected_text;
+    use crate::token::expected_text;
 
     fn read(text: &str) -> Result<Option<u32>, String> {
         let fields = Fields::parse(text.as_bytes()).unwrap();

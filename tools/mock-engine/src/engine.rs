@@ -22,6 +22,7 @@ use crate::listener::{Bound, ListenerState, Place, Stream};
 use crate::log::{Counters, Log, Seen};
 use crate::pd::{HandoffRegistry, Issuer};
 use crate::sync::{Gate, Guarded};
+use crate::token::Words;
 
 /// The port number that the next engine on a Unix socket puts into its handoffs.
 ///
@@ -52,6 +53,7 @@ pub(crate) struct Shared {
     pub(crate) load: Guarded<Load>,
     pub(crate) responses: AtomicU64,
     pub(crate) port: u16,
+    pub(crate) words: Words,
 }
 
 impl Shared {
@@ -125,6 +127,7 @@ impl Engine {
             load: Guarded::new(Load::default()),
             responses: AtomicU64::new(0),
             port,
+            words: Words::default(),
             config,
         });
         let runtime = tokio::runtime::Builder::new_current_thread()

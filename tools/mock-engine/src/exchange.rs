@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::api::{self, Refusal, Route};
 use crate::engine::Shared;
+use crate::extra::{self, Extra};
 use crate::fault::Fault;
 use crate::fault_page;
 use crate::http::{BODY_BYTES_MAX, Body, BodyError, Conn, Disconnected, Head, HeadError};
@@ -192,7 +193,8 @@ impl Exchange<'_> {
             }
         }
         let mut fault = fault;
-        let body = match self.read_body(route).await {
+        let extra = extra::extra(path, &self.shared.config);
+        let body = match self.read_body(route, extra).await {
             Ok(body) => body,
             Err(BodyError::Disconnected) => return Err(Disconnected),
             Err(BodyError::Malformed) => {
@@ -226,7 +228,10 @@ impl Exchange<'_> {
         }
         let plan = match (fault.as_ref().and_then(substitute), fields) {
             (Some(plan), _) => plan,
-            (None, None) => page(self.shared, self.head, &body),
+            (None, None) => match extra.filter(|_| self.head.method == "POST") {
+                Some(extra) => self.extra(extra, &body).unwrap_or_else(Plan::from),
+                None => page(self.shared, self.head, &body),
+            },
             (None, Some((_, Err(error)))) => {
                 Refusal::bad("body", format!("JSON decode error: {error}")).into()
             }
@@ -237,17 +242,22 @@ impl Exchange<'_> {
         self.send(plan, Wire::of(fault.as_ref())).await
     }
 
-    async fn read_body(&mut self, route: Option<Route>) -> Result<Body, BodyError> {
+    async fn read_body(
+        &mut self,
+        route: Option<Route>,
+        extra: Option<Extra>,
+    ) -> Result<Body, BodyError> {
         if self.head.expects_continue {
             self.conn
                 .out
                 .extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
             self.conn.flush().await?;
         }
-        let keep_max = match route {
-            Some(_) => BODY_BYTES_MAX as usize,
-            None if self.head.target.starts_with("/mock/") => fault_page::BODY_BYTES_MAX,
-            None => self.shared.config.keep_body_bytes,
+        let keep_max = match (route, extra) {
+            (Some(_), _) => BODY_BYTES_MAX as usize,
+            (None, Some(_)) => extra::BODY_BYTES_MAX,
+            (None, None) if self.head.target.starts_with("/mock/") => fault_page::BODY_BYTES_MAX,
+            (None, None) => self.shared.config.keep_body_bytes,
         };
         self.conn.read_body(self.head.framing, keep_max).await
     }
@@ -280,12 +290,7 @@ impl Exchange<'_> {
 
     async fn response_early(&mut self, status: u16, keep: bool) -> Result<Ended, Disconnected> {
         let message = "response sent before the request body was read".to_owned();
-        let refusal = Refusal {
-            status,
-            param: None,
-            message,
-            anthropic: false,
-        };
+        let refusal = Refusal::plain(status, message);
         let mut wire = Wire::of(None);
         wire.next = Some(if keep {
             Next::KeepAlive

@@ -14,6 +14,13 @@ use crate::pd::{self, Leg, Terms, Verdict};
 use crate::response::{Events, Response, ResponseInputs};
 use crate::wire::Plan;
 
+/// Returns the time in seconds since the Unix epoch.
+pub(crate) fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |now| now.as_secs())
+}
+
 impl Exchange<'_> {
     /// Checks an inference request and returns the response to send.
     pub(crate) fn infer(
@@ -23,18 +30,20 @@ impl Exchange<'_> {
         prompt: Option<(String, u64)>,
         fault: Option<&Fault>,
     ) -> Result<Plan, Refusal> {
-        self.check_head(route)?;
+        // vLLM's responses route does not read the header with the rank.
+        self.check_head(route != Route::Api(Kind::Responses))?;
         let ask = api::check(route, fields, prompt, &self.shared.config)?;
         let admitted = self.admit(&ask, fields, fault)?;
-        let cached = self.cached(admitted.is_prefill);
+        let mut cached = self.cached(admitted.is_prefill);
+        if self.shared.config.look_alike {
+            cached = cached.min(ask.prompt_tokens);
+        }
         let response = Response::new(
             &ask,
             &self.shared.config,
             ResponseInputs {
                 id: self.id(ask.kind, fields),
-                created: SystemTime::now()
-                    .duration_since(UNIX_EPOCH)
-                    .map_or(0, |now| now.as_secs()),
+                created: now(),
                 foreign: admitted.foreign,
                 cold: admitted.cold,
                 cached,
@@ -60,7 +69,9 @@ impl Exchange<'_> {
         Ok(plan)
     }
 
-    fn check_head(&self, route: Route) -> Result<(), Refusal> {
+    /// Checks the head of a request with a JSON body. `reads_rank` is whether its route reads
+    /// `x-data-parallel-rank`.
+    pub(crate) fn check_head(&self, reads_rank: bool) -> Result<(), Refusal> {
         let media = self.head.header("content-type").unwrap_or_default();
         let media = media.split(';').next().unwrap_or_default().trim();
         if !media.eq_ignore_ascii_case("application/json") {
@@ -69,19 +80,13 @@ impl Exchange<'_> {
         }
         let wanted = self.shared.config.authorization.as_deref();
         if wanted.is_some() && self.head.header("authorization") != wanted {
-            return Err(Refusal {
-                status: 401,
-                param: None,
-                message: "Unauthorized".to_owned(),
-                anthropic: false,
-            });
+            return Err(Refusal::plain(401, "Unauthorized"));
         }
         let rank = self.head.header("x-data-parallel-rank");
         let rank: Option<i64> = rank.and_then(|rank| rank.trim().parse().ok());
         let size = i64::from(self.shared.config.data_parallel_size);
         match rank {
-            // vLLM's responses route does not read the header.
-            Some(rank) if route != Route::Api(Kind::Responses) && !(0..size).contains(&rank) => {
+            Some(rank) if reads_rank && !(0..size).contains(&rank) => {
                 let message = format!("data_parallel_rank {rank} is out of range [0, {size}).");
                 Err(Refusal::bad("data_parallel_rank", message))
             }

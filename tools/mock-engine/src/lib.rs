@@ -37,6 +37,7 @@ mod config;
 mod continued;
 mod engine;
 mod exchange;
+mod extra;
 mod fault;
 mod fault_page;
 mod http;
@@ -47,11 +48,13 @@ mod listener;
 mod log;
 mod pages;
 mod pd;
+mod pooling;
 mod response;
 mod routes;
 mod send;
 mod sync;
 mod tls;
+mod token;
 mod wire;
 
 pub use cli::run_cli;
@@ -65,5 +68,5 @@ pub use kv::{
 pub use listener::Place;
 pub use log::{AbortPhase, Counters, Framing, Seen, State};
 pub use pd::HandoffRegistry;
-pub use response::{FOREIGN_TAG, expected_text, expected_token_ids};
 pub use tls::Tls;
+pub use token::{FOREIGN_TAG, expected_text, expected_token_ids, prompt_tokens};

@@ -12,6 +12,7 @@ use crate::http::{Body, Head};
 use crate::kv::EngineIds;
 use crate::log::path_of;
 use crate::routes;
+use crate::token::MODEL_TOKENS_MAX;
 use crate::wire::Plan;
 
 /// Returns the response to a request other than inference.
@@ -62,7 +63,7 @@ fn models(shared: &Shared) -> Plan {
     let model = &shared.config.model;
     let list = json!({"object": "list", "data": [{
         "id": model, "object": "model", "created": 1_760_000_000, "owned_by": "vllm",
-        "root": model, "parent": null, "max_model_len": 131_072, "permission": [],
+        "root": model, "parent": null, "max_model_len": MODEL_TOKENS_MAX, "permission": [],
     }]});
     Plan::json(200, list.to_string())
 }

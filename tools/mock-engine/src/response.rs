@@ -1,56 +1,10 @@
 //! Response bodies in the format of each API, as one JSON object or as a stream of events.
-//!
-//! The generated text is a function of the prompt's hash. From any part of the text, a test can
-//! determine which prompt it belongs to and whether tokens are missing.
-
-use std::fmt::Write as _;
 
 use serde_json::Value;
 
 use crate::api::{Ask, Kind};
 use crate::config::{EngineConfig, UsageShape};
-
-/// Returns the text of a response of `tokens` tokens to the prompt with this hash.
-#[must_use]
-pub fn expected_text(prompt_sha256: &str, tokens: u32) -> String {
-    text_from(tag_of(prompt_sha256), 0, tokens)
-}
-
-/// Returns `tokens` tokens of generated text, starting with token number `first` (counted from 0).
-/// Each token contains its number and `tag`.
-fn text_from(tag: &str, first: u32, tokens: u32) -> String {
-    let mut text = String::with_capacity(tokens as usize * 14);
-    for i in first..first.saturating_add(tokens) {
-        let _ = write!(text, "t{i}-{tag} ");
-    }
-    text
-}
-
-/// Returns the token ids of a response of `tokens` tokens to the prompt with this hash.
-#[must_use]
-pub fn expected_token_ids(prompt_sha256: &str, tokens: u32) -> Vec<u32> {
-    let seed = seed_of(tag_of(prompt_sha256));
-    (0..tokens).map(|i| token_id(seed, i)).collect()
-}
-
-/// Each token contains this tag, instead of the start of the prompt's hash, in a response to a
-/// handoff that was used before or was issued for another prompt. Pass it to [`expected_text`]
-/// instead of the hash to get the text of such a response.
-pub const FOREIGN_TAG: &str = "f0e19000";
-
-/// Returns the first 8 characters of a prompt's hash, which each token of the generated text
-/// contains.
-pub(crate) fn tag_of(prompt_sha256: &str) -> &str {
-    prompt_sha256.get(..8).unwrap_or(prompt_sha256)
-}
-
-fn seed_of(tag: &str) -> u32 {
-    u32::from_str_radix(tag, 16).unwrap_or(0)
-}
-
-fn token_id(seed: u32, i: u32) -> u32 {
-    ((u64::from(seed) + u64::from(i)) % 50_000) as u32
-}
+use crate::token::{FOREIGN_TAG, seed_of, tag_of, text_from, token_id};
 
 /// The contents of one response.
 #[derive(Debug)]
@@ -660,16 +614,4 @@ fn typed(name: &str, sequence: u64, members: &str) -> String {
 
 fn anthropic(name: &str, members: &str) -> String {
     format!("event: {name}\ndata: {{\"type\":\"{name}\",{members}}}\n\n")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn text_and_ids_follow_from_the_hash() {
-        assert_eq!(expected_text("0123456789", 2), "t0-01234567 t1-01234567 ");
-        assert_eq!(expected_token_ids("0000c34f99", 3), [49_999, 0, 1]);
-        assert!(u32::from_str_radix(FOREIGN_TAG, 16).is_ok());
-    }
 }

@@ -2,6 +2,7 @@
 
 use crate::api;
 use crate::config::EngineConfig;
+use crate::extra::extra;
 
 /// Pages that every engine has, each with the methods it accepts.
 const PAGES: [(&str, &str); 6] = [
@@ -26,6 +27,7 @@ pub(crate) fn allow(path: &str, config: &EngineConfig) -> Option<&'static str> {
         _ if config.echo => None,
         "/ping" | "/load" => Some("GET"),
         "/query" if config.bootstrap.is_some() => Some("GET"),
+        _ if extra(path, config).is_some() => Some("POST"),
         _ => api::route(path).map(|_| "POST"),
     }
 }

@@ -160,9 +160,13 @@ fn held_responses_wait_for_the_release() {
     ] {
         mock.fault(&json!({"fault": fault, "path": COMPLETIONS}));
         client.send(&post(COMPLETIONS, r#"{"prompt":"a"}"#));
-        // The response cannot be complete before the release, so wait until the log has the request.
-        let held = || mock.get("/mock/requests").json()["requests"].to_string();
-        while !held().contains("\"answering\"") {}
+        let held = || {
+            let log = mock.get("/mock/requests").json();
+            let requests = log["requests"].as_array().unwrap();
+            let last = requests.iter().rfind(|seen| seen["target"] == COMPLETIONS);
+            last.is_some_and(|seen| seen["state"] == "answering")
+        };
+        while !held() {}
         assert_eq!(mock.fault(&json!({"release": true})).status, 200);
         assert_eq!(client.response().unwrap().status, 200);
     }

@@ -9,6 +9,7 @@
 mod aborts;
 mod client;
 mod command;
+mod extra;
 mod faults;
 mod handoff;
 mod kv;
