@@ -8,7 +8,9 @@ use sha2::{Digest, Sha256};
 
 use crate::config::EngineConfig;
 use crate::continued::continued;
+use crate::form::{Form, form};
 use crate::json::Fields;
+use crate::logprobs::candidates;
 use crate::token::prompt_tokens;
 
 /// The inference API that a request uses.
@@ -126,6 +128,9 @@ pub(crate) struct Ask {
     /// `length`.
     pub(crate) limited: bool,
     pub(crate) choices: u32,
+    pub(crate) form: Form,
+    /// Number of candidates per token in `logprobs`; `None`: no log-probabilities.
+    pub(crate) logprobs: Option<u32>,
     pub(crate) prompt_tokens: u64,
     pub(crate) prompt_sha256: String,
 }
@@ -207,26 +212,53 @@ pub(crate) fn check(
         Some(continuation) => (continuation.first, continuation.prompt_sha256),
         None => (0, prompt_sha256),
     };
-    let (tokens, limited) = length(kind, limits, config, first)?;
+    let (words, at_limit, limit) = length(kind, limits, config, first)?;
+    let form = match form(kind, fields, words) {
+        // Test suites send tool choices that vLLM refuses.
+        Err(_) if !config.look_alike => Form::Words,
+        form => form?,
+    };
+    let (tokens, limited) = match form.pieces("") {
+        None => (words, at_limit),
+        Some(pieces) => cut(pieces.len() as u32, limit),
+    };
     let choices = choices(kind, fields, limits)?;
-    if !stream && u64::from(tokens) * u64::from(choices) > WHOLE_TOKENS_MAX {
-        return Err(Refusal::bad(
-            "max_tokens",
-            "too many tokens for a response that is not a stream",
-        ));
+    let logprobs = candidates(kind, fields)?;
+    if !stream {
+        check_size(tokens, choices, logprobs)?;
     }
     Ok(Ask {
         kind,
         stream,
         include_usage: options.is_true("include_usage"),
-        continuous_usage: options.is_true("continuous_usage_stats"),
+        continuous_usage: options.is_true("include_usage")
+            && options.is_true("continuous_usage_stats"),
         tokens,
         first,
         limited,
         choices,
+        form,
+        logprobs,
         prompt_tokens,
         prompt_sha256,
     })
+}
+
+/// Returns the number of tokens of a text that has `all` tokens under the limit of the request, and
+/// whether the limit cuts it.
+fn cut(all: u32, limit: Option<u32>) -> (u32, bool) {
+    let tokens = limit.map_or(all, |limit| limit.min(all));
+    (tokens, tokens < all)
+}
+
+/// Checks the size of a response that is not a stream.
+fn check_size(tokens: u32, choices: u32, logprobs: Option<u32>) -> Result<(), Refusal> {
+    let parts = 1 + logprobs.map_or(0, |candidates| 4 + 4 * u64::from(candidates));
+    if u64::from(tokens) * u64::from(choices) * parts > WHOLE_TOKENS_MAX {
+        let message = "too many tokens for a response that is not a stream";
+        return Err(Refusal::bad("max_tokens", message));
+    }
+    Ok(())
 }
 
 /// The model in requests of ringside that release KV cache. No engine serves it. If the mock did,
@@ -250,16 +282,16 @@ fn check_model(kind: Kind, fields: &Fields<'_>, config: &EngineConfig) -> Result
     }
 }
 
-/// Returns the number of tokens to generate per choice, and whether it equals the token limit of
-/// the request. `limits` is the object that contains the limit: `sampling_params` of the generate
-/// API, otherwise the request body. `first` is the number of tokens of the response that the
-/// request already contains.
+/// Returns the number of tokens to generate per choice, whether it equals the token limit of the
+/// request, and this limit. `limits` is the object that contains the limit: `sampling_params` of
+/// the generate API, otherwise the request body. `first` is the number of tokens of the response
+/// that the request already contains.
 fn length(
     kind: Kind,
     limits: &Fields<'_>,
     config: &EngineConfig,
     first: u32,
-) -> Result<(u32, bool), Refusal> {
+) -> Result<(u32, bool, Option<u32>), Refusal> {
     let limit = match kind {
         Kind::Chat => match number(limits, "max_completion_tokens", 1)? {
             Some(limit) => Some(limit),
@@ -291,7 +323,7 @@ fn length(
         _ => config.tokens.max(1),
     };
     let tokens = wanted.max(least).min(most);
-    Ok((tokens, Some(tokens) == limit))
+    Ok((tokens, Some(tokens) == limit, limit))
 }
 
 /// Returns the number of choices in the response: `n` for each prompt.
@@ -323,7 +355,7 @@ fn choices(kind: Kind, fields: &Fields<'_>, limits: &Fields<'_>) -> Result<u32, 
 }
 
 /// Maximum number of tokens, over all choices, in a response that is not a stream. Such a response
-/// is built in memory.
+/// is built in memory. A token with log-probabilities counts several times.
 const WHOLE_TOKENS_MAX: u64 = 1 << 22;
 /// Maximum number of choices in a response.
 const CHOICES_MAX: u32 = 16_384;

@@ -6,12 +6,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::api::{self, Ask, Kind, Refusal, Route};
 use crate::config::{CACHED_BY_ROLE, HandoffShape, Role};
+use crate::events::Events;
 use crate::exchange::Exchange;
 use crate::fault::Fault;
 use crate::json::Fields;
 use crate::kv::{self, Admitted, Call, KvContract};
 use crate::pd::{self, Leg, Terms, Verdict};
-use crate::response::{Events, Response, ResponseInputs};
+use crate::response::{Response, ResponseInputs};
 use crate::wire::Plan;
 
 /// Returns the time in seconds since the Unix epoch.

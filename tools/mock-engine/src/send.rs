@@ -3,9 +3,9 @@
 
 use std::time::Instant;
 
+use crate::events::Events;
 use crate::exchange::{Ended, Exchange};
 use crate::http::{Disconnected, after};
-use crate::response::Events;
 use crate::wire::{Content, Cut, Delimiter, Next, Plan, Wire, head};
 
 /// Number of bytes of output after which buffered events are written, if no pause flushes them

@@ -41,6 +41,25 @@ pub(crate) fn text_from(tag: &str, first: u32, tokens: u32) -> String {
     text
 }
 
+/// Returns the length of `text_from(tag, first, tokens)` in bytes.
+pub(crate) fn text_bytes(tag: &str, first: u32, tokens: u32) -> u64 {
+    let last = u64::from(first) + u64::from(tokens);
+    let digits = digits_below(last) - digits_below(u64::from(first));
+    digits + u64::from(tokens) * (tag.len() as u64 + 3)
+}
+
+/// Returns the number of decimal digits of all numbers from 0 to `end - 1`.
+fn digits_below(end: u64) -> u64 {
+    // Every number has a last digit, every number from 10 on has one more, and so on.
+    let mut digits = end;
+    let mut power: u64 = 10;
+    while power < end {
+        digits += end - power;
+        power = power.saturating_mul(10);
+    }
+    digits
+}
+
 /// Returns the token ids of a response of `tokens` tokens to the prompt with this hash.
 #[must_use]
 pub fn expected_token_ids(prompt_sha256: &str, tokens: u32) -> Vec<u32> {
@@ -219,6 +238,10 @@ mod tests {
     #[test]
     fn text_and_ids_follow_from_the_hash() {
         assert_eq!(expected_text("0123456789", 2), "t0-01234567 t1-01234567 ");
+        for (first, tokens) in [(0, 0), (0, 10), (3, 200), (99, 2), (100, 1)] {
+            let length = text_from("ab", first, tokens).len() as u64;
+            assert_eq!(text_bytes("ab", first, tokens), length, "{first} {tokens}");
+        }
         assert_eq!(expected_token_ids("0000c34f99", 3), [49_999, 0, 1]);
         assert!(u32::from_str_radix(FOREIGN_TAG, 16).is_ok());
     }

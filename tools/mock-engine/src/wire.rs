@@ -7,9 +7,9 @@ use std::fmt::Write as _;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::api::Refusal;
+use crate::events::Events;
 use crate::fault::Fault;
 use crate::kv::Wait;
-use crate::response::Events;
 
 /// The body of a response.
 #[derive(Debug)]

@@ -11,6 +11,7 @@ mod client;
 mod command;
 mod extra;
 mod faults;
+mod generation;
 mod handoff;
 mod kv;
 mod shapes;
