@@ -128,6 +128,8 @@ pub(crate) struct Ask {
     /// `length`.
     pub(crate) limited: bool,
     pub(crate) choices: u32,
+    /// The limit on `tokens` in the request, if it has one.
+    pub(crate) limit: Option<u32>,
     pub(crate) form: Form,
     /// Number of candidates per token in `logprobs`; `None`: no log-probabilities.
     pub(crate) logprobs: Option<u32>,
@@ -237,6 +239,7 @@ pub(crate) fn check(
         first,
         limited,
         choices,
+        limit,
         form,
         logprobs,
         prompt_tokens,

@@ -143,8 +143,10 @@ pub struct EngineConfig {
     /// Responds to unknown paths with a description of the request. If off, the response is vLLM's
     /// 404 or 405.
     pub echo: bool,
-    /// Serves the APIs other than generation (embeddings, tokens, scores), and reports at most as
-    /// many cached tokens as the prompt has. If off, the paths of these APIs are unknown.
+    /// Serves the APIs other than generation (embeddings, tokens, scores); if off, their paths are
+    /// unknown. Reports at most as many cached tokens as the prompt has and, for
+    /// [`CACHED_BY_ROLE`], all of them for the decode leg of NIXL version 2 and none for any other
+    /// request. Refuses invalid tool choices and response formats.
     pub look_alike: bool,
     /// The HTTP status of `GET /health` and `GET /ping` until [`crate::Engine::set_health`] changes
     /// it.

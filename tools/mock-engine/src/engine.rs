@@ -21,6 +21,7 @@ use crate::http::reset;
 use crate::listener::{Bound, ListenerState, Place, Stream};
 use crate::log::{Counters, Log, Seen};
 use crate::pd::{HandoffRegistry, Issuer};
+use crate::stats::Stats;
 use crate::sync::{Gate, Guarded};
 use crate::token::Words;
 
@@ -54,6 +55,7 @@ pub(crate) struct Shared {
     pub(crate) responses: AtomicU64,
     pub(crate) port: u16,
     pub(crate) words: Words,
+    pub(crate) stats: Stats,
 }
 
 impl Shared {
@@ -128,6 +130,7 @@ impl Engine {
             responses: AtomicU64::new(0),
             port,
             words: Words::default(),
+            stats: Stats::default(),
             config,
         });
         let runtime = tokio::runtime::Builder::new_current_thread()

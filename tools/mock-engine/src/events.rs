@@ -15,6 +15,8 @@ pub(crate) struct Event {
     /// Index, from 0 in this response, of the token whose generation time the event waits for. An
     /// event before the first token has 0, and an event after the last token has the last index.
     pub(crate) token: u32,
+    /// Whether the event contains this token.
+    pub(crate) has_token: bool,
 }
 
 /// The events of a stream, created one at a time.
@@ -46,7 +48,11 @@ impl Events {
     /// Returns the next event, or `None` after the last one.
     pub(crate) fn next(&mut self) -> Option<Event> {
         if let Some(text) = self.before.pop() {
-            return Some(Event { text, token: 0 });
+            return Some(Event {
+                text,
+                token: 0,
+                has_token: false,
+            });
         }
         let last = self.response.tokens.saturating_sub(1);
         if self.token <= last {
@@ -57,7 +63,11 @@ impl Events {
                 self.token += 1;
             }
             let text = self.response.token_event(token, choice);
-            return Some(Event { text, token });
+            return Some(Event {
+                text,
+                token,
+                has_token: !self.response.cold,
+            });
         }
         let response = &self.response;
         let text = self
@@ -68,7 +78,11 @@ impl Events {
                 after
             })
             .pop()?;
-        Some(Event { text, token: last })
+        Some(Event {
+            text,
+            token: last,
+            has_token: false,
+        })
     }
 }
 

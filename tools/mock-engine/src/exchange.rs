@@ -15,6 +15,8 @@ use crate::json::Fields;
 use crate::listener::Stream;
 use crate::log::{AbortPhase, Seen, State, path_of};
 use crate::pages::page;
+use crate::routes;
+use crate::stats::{Finish, Observation};
 use crate::wire::{Content, Next, Plan, Wire, head, substitute};
 
 /// How long the engine keeps discarding data from the client after it has sent FIN.
@@ -47,7 +49,13 @@ pub(crate) async fn serve(stream: Stream, shared: &Shared, number: u64) {
             seq,
             received: false,
             finished: false,
+            status: None,
+            request_bytes: 0,
+            response_bytes: 0,
+            running: false,
+            observed: None,
         };
+        let start = Instant::now();
         exchange.conn.recording = shared.config.keep_response.then(Vec::new);
         let ended = exchange.run().await;
         let (state, next) = match ended {
@@ -55,6 +63,7 @@ pub(crate) async fn serve(stream: Stream, shared: &Shared, number: u64) {
             Ok(Ended::Cut(next)) => (State::Faulted, next),
             Err(Disconnected) => (exchange.aborted(), Next::Close),
         };
+        exchange.measure(state, start);
         if !exchange.finished {
             shared.log.finish(seq, state);
         }
@@ -157,6 +166,15 @@ pub(crate) struct Exchange<'a> {
     received: bool,
     /// Whether the log already has the request in its final state.
     pub(crate) finished: bool,
+    /// The status of the response, once its head has been formatted.
+    pub(crate) status: Option<u16>,
+    /// Sizes of the bodies: 0 for a stream.
+    request_bytes: u64,
+    pub(crate) response_bytes: u64,
+    /// Whether the request counts as a running generation request.
+    running: bool,
+    /// The measurements of a generation request that was not refused.
+    pub(crate) observed: Option<Observation>,
 }
 
 impl Exchange<'_> {
@@ -172,6 +190,27 @@ impl Exchange<'_> {
         }
     }
 
+    /// Adds the exchange, which has ended in this state, to the engine's measurements.
+    fn measure(&mut self, state: State, start: Instant) {
+        let stats = &self.shared.stats;
+        if self.running {
+            let reason = match state {
+                State::Aborted { .. } => Some(Finish::Abort),
+                State::Faulted => Some(Finish::Error),
+                State::Receiving | State::Responding | State::Responded => None,
+            };
+            stats.leave(self.observed.as_ref(), reason);
+        }
+        if let Some(status) = self.status {
+            let path = path_of(&self.head.target);
+            if let Some(handler) = routes::handler(path, &self.shared.config) {
+                let key = (handler, routes::method(&self.head.method));
+                let sizes = (self.request_bytes, self.response_bytes);
+                stats.http(key, status, sizes, start.elapsed());
+            }
+        }
+    }
+
     async fn run(&mut self) -> Result<Ended, Disconnected> {
         let path = path_of(&self.head.target);
         let route = api::route(path).filter(|_| self.head.method == "POST");
@@ -180,17 +219,10 @@ impl Exchange<'_> {
         } else {
             self.shared.faults.take(path)
         };
-        match &fault {
-            None => {}
-            Some(fault) => {
-                self.shared.log.count(|counters| counters.faulted += 1);
-                if let Fault::EarlyResponse { status, keep } = fault {
-                    return self.response_early(*status, *keep).await;
-                }
-                if let Fault::StallRead { after_bytes } = fault {
-                    return Err(self.conn.stall_after(*after_bytes).await);
-                }
-            }
+        if let Some(fault) = &fault
+            && let Some(ended) = self.without_body(fault).await?
+        {
+            return Ok(ended);
         }
         let mut fault = fault;
         let extra = extra::extra(path, &self.shared.config);
@@ -206,6 +238,11 @@ impl Exchange<'_> {
             Err(BodyError::TooLarge) => return self.refuse_body(413, "Body too large.").await,
         };
         self.received = true;
+        self.request_bytes = body.bytes;
+        if route.is_some() {
+            self.running = true;
+            self.shared.stats.enter();
+        }
         self.conn.wrote = false;
         if fault.is_none() && !path.starts_with("/mock/") {
             fault = self.shared.faults.take_for_body(&body.kept);
@@ -240,6 +277,19 @@ impl Exchange<'_> {
                 .unwrap_or_else(Plan::from),
         };
         self.send(plan, Wire::of(fault.as_ref())).await
+    }
+
+    /// Counts a fault and applies it if it acts before the body is read. Returns how the exchange
+    /// ended, or `Ok(None)` for any other fault.
+    async fn without_body(&mut self, fault: &Fault) -> Result<Option<Ended>, Disconnected> {
+        self.shared.log.count(|counters| counters.faulted += 1);
+        match fault {
+            Fault::EarlyResponse { status, keep } => {
+                self.response_early(*status, *keep).await.map(Some)
+            }
+            Fault::StallRead { after_bytes } => Err(self.conn.stall_after(*after_bytes).await),
+            _ => Ok(None),
+        }
     }
 
     async fn read_body(

@@ -13,6 +13,7 @@ use crate::json::Fields;
 use crate::kv::{self, Admitted, Call, KvContract};
 use crate::pd::{self, Leg, Terms, Verdict};
 use crate::response::{Response, ResponseInputs};
+use crate::stats::{CachedBy, Observation};
 use crate::wire::Plan;
 
 /// Returns the time in seconds since the Unix epoch.
@@ -25,7 +26,7 @@ pub(crate) fn now() -> u64 {
 impl Exchange<'_> {
     /// Checks an inference request and returns the response to send.
     pub(crate) fn infer(
-        &self,
+        &mut self,
         route: Route,
         fields: &Fields<'_>,
         prompt: Option<(String, u64)>,
@@ -35,10 +36,17 @@ impl Exchange<'_> {
         self.check_head(route != Route::Api(Kind::Responses))?;
         let ask = api::check(route, fields, prompt, &self.shared.config)?;
         let admitted = self.admit(&ask, fields, fault)?;
-        let mut cached = self.cached(admitted.is_prefill);
-        if self.shared.config.look_alike {
-            cached = cached.min(ask.prompt_tokens);
-        }
+        let has_transfer = pd::leg(fields.value("kv_transfer_params")) == Leg::Decode;
+        let cached = match (self.shared.config.look_alike, has_transfer) {
+            (true, true) => ask.prompt_tokens,
+            (true, false) => self.configured_cached().unwrap_or(0).min(ask.prompt_tokens),
+            (false, _) => self.cached(admitted.is_prefill),
+        };
+        let cached_by = match has_transfer {
+            true => CachedBy::Transfer,
+            false => CachedBy::Prefix,
+        };
+        self.observed = Some(Observation::new(&ask, cached, cached_by));
         let response = Response::new(
             &ask,
             &self.shared.config,
@@ -235,12 +243,15 @@ impl Exchange<'_> {
         }
     }
 
+    /// Returns the configured number of cached tokens, or `None` for [`CACHED_BY_ROLE`].
+    fn configured_cached(&self) -> Option<u64> {
+        let configured = self.shared.config.cached_tokens;
+        (configured != CACHED_BY_ROLE).then_some(configured)
+    }
+
     fn cached(&self, is_prefill: bool) -> u64 {
-        match (self.shared.config.cached_tokens, is_prefill) {
-            (CACHED_BY_ROLE, true) => 7,
-            (CACHED_BY_ROLE, false) => 49,
-            (configured, _) => configured,
-        }
+        let by_role = if is_prefill { 7 } else { 49 };
+        self.configured_cached().unwrap_or(by_role)
     }
 
     fn id(&self, kind: Kind, fields: &Fields<'_>) -> String {

@@ -1,7 +1,6 @@
 //! Responses to requests other than inference: health, models, metrics, the pages of the mock
 //! itself, and (if `echo` is on) a description of any request to an unknown path.
 
-use std::fmt::Write as _;
 use std::sync::atomic::Ordering;
 
 use serde_json::json;
@@ -11,6 +10,7 @@ use crate::fault_page::fault_page;
 use crate::http::{Body, Head};
 use crate::kv::EngineIds;
 use crate::log::path_of;
+use crate::metrics::metrics;
 use crate::routes;
 use crate::token::MODEL_TOKENS_MAX;
 use crate::wire::Plan;
@@ -66,46 +66,6 @@ fn models(shared: &Shared) -> Plan {
         "root": model, "parent": null, "max_model_len": MODEL_TOKENS_MAX, "permission": [],
     }]});
     Plan::json(200, list.to_string())
-}
-
-fn metrics(shared: &Shared) -> String {
-    let counters = shared.log.counters();
-    let load = *shared.load.lock();
-    // The scrape itself counts as a running request.
-    let running = load
-        .running
-        .unwrap_or_else(|| counters.running.saturating_sub(1));
-    let rank = shared.config.rank;
-    let labels = format!("engine=\"{rank}\",model_name=\"{}\"", shared.config.model);
-    let mut text = String::new();
-    let mut family = |name: &str, kind: &str, samples: &[(&str, f64)]| {
-        let _ = writeln!(text, "# HELP vllm:{name} Reported by the mock engine.");
-        let _ = writeln!(text, "# TYPE vllm:{name} {kind}");
-        for (more, value) in samples {
-            let _ = writeln!(text, "vllm:{name}{{{labels}{more}}} {value:?}");
-        }
-    };
-    family("num_requests_running", "gauge", &[("", running as f64)]);
-    family(
-        "num_requests_waiting",
-        "gauge",
-        &[("", load.waiting as f64)],
-    );
-    family("kv_cache_usage_perc", "gauge", &[("", load.kv_cache_usage)]);
-    family(
-        "request_success_total",
-        "counter",
-        &[
-            (",finished_reason=\"stop\"", counters.responded as f64),
-            (",finished_reason=\"abort\"", counters.aborted as f64),
-        ],
-    );
-    family(
-        "mock_requests_total",
-        "counter",
-        &[("", counters.requests as f64)],
-    );
-    text
 }
 
 fn requests(shared: &Shared) -> Plan {

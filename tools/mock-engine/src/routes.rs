@@ -32,9 +32,65 @@ pub(crate) fn allow(path: &str, config: &EngineConfig) -> Option<&'static str> {
     }
 }
 
+/// Paths that the metrics of HTTP requests list, in addition to the APIs. Like vLLM, they leave out
+/// the pages that are polled.
+const LISTED: [&str; 1] = ["/v1/models"];
+/// The paths of all APIs.
+const APIS: [&str; 15] = [
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/responses",
+    "/v1/messages",
+    "/inference/v1/generate",
+    "/invocations",
+    "/tokenize",
+    "/detokenize",
+    "/v1/messages/count_tokens",
+    "/v1/embeddings",
+    "/score",
+    "/v1/score",
+    "/rerank",
+    "/v1/rerank",
+    "/v2/rerank",
+];
+
+/// Returns the `handler` label of a request to `path`: the path if it is known, otherwise `none`.
+/// Returns `None` for a path that is not measured.
+pub(crate) fn handler(path: &str, config: &EngineConfig) -> Option<&'static str> {
+    let listed = APIS.iter().chain(&LISTED).find(|known| **known == path);
+    match listed {
+        Some(known) => Some(known),
+        None if allow(path, config).is_some() => None,
+        None => Some("none"),
+    }
+}
+
+/// Returns the `method` label of a request: a standard method, or `OTHER`.
+pub(crate) fn method(method: &str) -> &'static str {
+    const METHODS: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
+    let known = METHODS.iter().find(|known| **known == method);
+    known.copied().unwrap_or("OTHER")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_api_has_a_handler() {
+        let config = EngineConfig {
+            look_alike: true,
+            ..EngineConfig::default()
+        };
+        for path in APIS {
+            let known = api::route(path).is_some() || extra(path, &config).is_some();
+            assert!(known, "{path}");
+            assert_eq!(handler(path, &config), Some(path));
+        }
+        assert_eq!(handler("/nothing", &config), Some("none"));
+        assert_eq!(handler("/metrics", &config), None);
+        assert_eq!((method("GET"), method("BREW")), ("GET", "OTHER"));
+    }
 
     #[test]
     fn each_path_has_its_method() {

@@ -21,6 +21,7 @@ impl Exchange<'_> {
     pub(crate) async fn send(&mut self, plan: Plan, wire: Wire) -> Result<Ended, Disconnected> {
         let start = Instant::now();
         self.conn.slow = wire.slow;
+        self.status = Some(plan.status);
         for _ in 0..wire.interim {
             let hints = "HTTP/1.1 103 Early Hints\r\nlink: </style.css>; rel=preload\r\n\r\n";
             self.conn.out.extend_from_slice(hints.as_bytes());
@@ -115,7 +116,11 @@ impl Exchange<'_> {
         match content {
             Content::Nothing(_) => Ok(None),
             Content::Events(events) => self.send_events(*events, wire, chunked, start).await,
-            Content::Whole(body, _) => {
+            Content::Whole(body, tokens) => {
+                self.response_bytes = body.len() as u64;
+                if let Some(observed) = &mut self.observed {
+                    observed.whole(tokens, self.shared.config.ttft);
+                }
                 let kept = match wire.cut {
                     Some((_, Cut::Error)) | None => body.len(),
                     Some((0, _)) => 0,
@@ -183,6 +188,11 @@ impl Exchange<'_> {
             }
             self.push(&event.text, chunked);
             sent += 1;
+            if event.has_token
+                && let Some(observed) = &mut self.observed
+            {
+                observed.token(event.token);
+            }
             if self.conn.out.len() >= GATHER_BYTES {
                 self.flush().await?;
                 self.conn.yield_and_check().await?;

@@ -14,6 +14,7 @@ mod faults;
 mod generation;
 mod handoff;
 mod kv;
+mod metrics;
 mod shapes;
 mod transport;
 mod unix;
