@@ -15,6 +15,7 @@ use crate::engine::Engine;
 use crate::fault_page;
 use crate::kv::{BlockBook, EngineIds, KvContract, Meetings, Mooncake, Store};
 use crate::listener::Place;
+use crate::pace::Jitter;
 use crate::tls::Tls;
 
 /// The settings that the command line requests.
@@ -102,6 +103,8 @@ fn parse(args: impl Iterator<Item = String>) -> Result<Options, Error> {
     set(&mut config.contract, &mut matches, "contract");
     set(&mut config.ttft, &mut matches, "ttft");
     set(&mut config.itl, &mut matches, "itl");
+    set(&mut config.jitter, &mut matches, "jitter");
+    set(&mut config.seed, &mut matches, "seed");
     set(&mut config.tokens, &mut matches, "tokens");
     set(&mut config.model, &mut matches, "model");
     config.bootstrap = matches.remove_one("engine-ids");
@@ -162,12 +165,6 @@ fn command() -> Command {
                 "Engine ids to return from Mooncake's GET /query",
             )
             .value_parser(|list: &str| Ok::<_, String>(engine_ids(list))),
-            valued("ttft", "TIME", "Time from the request to the first token")
-                .value_parser(time)
-                .default_value("20ms"),
-            valued("itl", "TIME", "Time from one token to the next")
-                .value_parser(time)
-                .default_value("5ms"),
             valued(
                 "tokens",
                 "N",
@@ -184,12 +181,31 @@ fn command() -> Command {
             .value_parser(value_parser!(u32))
             .default_value("1"),
         ])
+        .args(timing_args())
         .args(tls_args())
         .args([
             flag("lenient", LENIENT_HELP),
             flag("echo", ECHO_HELP),
             flag("any-model", ANY_MODEL_HELP),
         ])
+}
+
+fn timing_args() -> [Arg; 4] {
+    [
+        valued("ttft", "TIME", "Time from the request to the first token")
+            .value_parser(time)
+            .default_value("20ms"),
+        valued("itl", "TIME", "Time from one token to the next")
+            .value_parser(time)
+            .default_value("5ms"),
+        valued("jitter", "J", JITTER_HELP).value_parser(jitter),
+        valued(
+            "seed",
+            "N",
+            "Seed of the random deviations of --jitter [default: 0]",
+        )
+        .value_parser(value_parser!(u64)),
+    ]
 }
 
 fn tls_args() -> [Arg; 2] {
@@ -216,6 +232,9 @@ fn flag(name: &'static str, help: &'static str) -> Arg {
 const UDS_HELP: &str = "\
 Unix socket to listen on, or @name for an abstract socket; {rank} is
 replaced by the rank's number";
+const JITTER_HELP: &str = "\
+Largest random deviation of --ttft and of each --itl: a TIME, or a
+percentage of them such as 20%";
 const LENIENT_HELP: &str = "\
 Do not check the members of prefill requests and of kv_transfer_params
 (nixlv2 only)";
@@ -335,6 +354,17 @@ fn time(text: &str) -> Result<Duration, String> {
     Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
 }
 
+/// Parses a percentage from 0% to 100%, or a duration.
+fn jitter(text: &str) -> Result<Jitter, String> {
+    let Some(number) = text.strip_suffix('%') else {
+        return time(text).map(Jitter::Time);
+    };
+    match number.parse::<f64>() {
+        Ok(percent) if (0.0..=100.0).contains(&percent) => Ok(Jitter::Share(percent / 100.0)),
+        Ok(_) | Err(_) => Err("not a percentage from 0% to 100%".to_owned()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -373,6 +403,10 @@ mod tests {
             "--port 1 --role y",
             "--port 1 --contract y",
             "--port 1 --ttft -1",
+            "--port 1 --jitter 101%",
+            "--port 1 --jitter x%",
+            "--port 1 --jitter x",
+            "--port 1 --seed -1",
             "--uds",
             "--uds=",
             "--uds /a --port 1",
@@ -410,5 +444,13 @@ mod tests {
         assert_eq!((defaults.config.tokens, defaults.ranks), (4, 1));
         assert_eq!(defaults.config.ttft, Duration::from_millis(20));
         assert_eq!(defaults.config.itl, Duration::from_millis(5));
+        assert_eq!(defaults.config.jitter, Jitter::None);
+        for (text, want) in [
+            ("20%", Jitter::Share(0.2)),
+            ("2ms", Jitter::Time(Duration::from_millis(2))),
+        ] {
+            let got = options(&format!("--port 1 --jitter {text} --seed 7")).unwrap();
+            assert_eq!((got.config.jitter, got.config.seed), (want, 7));
+        }
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::kv::{EngineIds, KvContract};
+use crate::pace::Jitter;
 use crate::pd::HandoffRegistry;
 
 /// The `cached_tokens` value that means "7 for a prefill request, 49 for any other".
@@ -93,6 +94,10 @@ pub struct EngineConfig {
     /// Time from one token to the next. With zero, tokens are written as fast as the socket accepts
     /// them.
     pub itl: Duration,
+    /// Largest random deviation of `ttft` and of each `itl`.
+    pub jitter: Jitter,
+    /// Seed of the random deviations.
+    pub seed: u64,
     /// Tokens per choice in a response. A lower token limit in the request lowers this number, and
     /// a higher `min_tokens` raises it. With `ignore_eos`, the response has as many tokens as the
     /// limit.
@@ -180,6 +185,8 @@ impl Default for EngineConfig {
             role: Role::Both,
             ttft: Duration::ZERO,
             itl: Duration::ZERO,
+            jitter: Jitter::None,
+            seed: 0,
             tokens: 32,
             model: "mock-model".to_owned(),
             rank: 0,

@@ -53,6 +53,8 @@ pub(crate) struct Shared {
     pub(crate) health: AtomicU16,
     pub(crate) load: Guarded<Load>,
     pub(crate) responses: AtomicU64,
+    /// Number of responses that took the time of generating tokens.
+    pub(crate) paced: AtomicU64,
     pub(crate) port: u16,
     pub(crate) words: Words,
     pub(crate) stats: Stats,
@@ -128,6 +130,7 @@ impl Engine {
             health: AtomicU16::new(config.health),
             load: Guarded::new(Load::default()),
             responses: AtomicU64::new(0),
+            paced: AtomicU64::new(0),
             port,
             words: Words::default(),
             stats: Stats::default(),

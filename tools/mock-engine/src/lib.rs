@@ -50,6 +50,7 @@ mod listener;
 mod log;
 mod logprobs;
 mod metrics;
+mod pace;
 mod pages;
 mod pd;
 mod pooling;
@@ -73,6 +74,7 @@ pub use kv::{
 };
 pub use listener::Place;
 pub use log::{AbortPhase, Counters, Framing, Seen, State};
+pub use pace::Jitter;
 pub use pd::HandoffRegistry;
 pub use tls::Tls;
 pub use token::{FOREIGN_TAG, expected_text, expected_token_ids, prompt_tokens};

@@ -1,11 +1,13 @@
 //! Sends a [`Plan`]: formats its bytes, paces the tokens, and applies the faults that a [`Wire`]
 //! contains.
 
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use crate::events::Events;
 use crate::exchange::{Ended, Exchange};
 use crate::http::{Disconnected, after};
+use crate::pace::Pace;
 use crate::wire::{Content, Cut, Delimiter, Next, Plan, Wire, head};
 
 /// Number of bytes of output after which buffered events are written, if no pause flushes them
@@ -37,7 +39,9 @@ impl Exchange<'_> {
             || wire.next == Some(Next::CloseGently);
         let head = head(&plan, &wire, chunked, announce);
         self.conn.out.extend_from_slice(head.as_bytes());
-        self.wait_for_first_token(&plan, &wire, start).await?;
+        let mut pace = self.pace(&plan.content);
+        self.wait_for_first_token(&plan, &wire, start, &mut pace)
+            .await?;
         if wire.stall_after_head {
             self.flush().await?;
             return Err(self.conn.stall().await);
@@ -47,7 +51,7 @@ impl Exchange<'_> {
         let cut = if self.head.method == "HEAD" {
             None
         } else {
-            self.send_content(plan.content, &wire, chunked, start)
+            self.send_content(plan.content, &wire, chunked, start, pace)
                 .await?
         };
         match cut {
@@ -76,6 +80,17 @@ impl Exchange<'_> {
         Ok(Ended::Responded(next))
     }
 
+    /// Returns the times of the tokens in a response.
+    fn pace(&self, content: &Content) -> Pace {
+        let nth = match content {
+            Content::Whole(_, 0) | Content::Nothing(_) => 0,
+            Content::Whole(..) | Content::Events(_) => {
+                self.shared.paced.fetch_add(1, Ordering::Relaxed)
+            }
+        };
+        Pace::new(&self.shared.config, nth)
+    }
+
     /// Waits for the other leg and for [`crate::Engine::release`] if required, then for the time
     /// that generation takes: up to the first token of a stream, or up to the last token of a whole
     /// response. With `early_head`, writes the head of a stream before it waits.
@@ -84,6 +99,7 @@ impl Exchange<'_> {
         plan: &Plan,
         wire: &Wire,
         start: Instant,
+        pace: &mut Pace,
     ) -> Result<(), Disconnected> {
         let config = &self.shared.config;
         let content = &plan.content;
@@ -98,10 +114,8 @@ impl Exchange<'_> {
         }
         let wait = match content {
             Content::Whole(_, 0) | Content::Nothing(_) => return Ok(()),
-            Content::Whole(_, tokens) => config
-                .ttft
-                .saturating_add(config.itl.saturating_mul(tokens.saturating_sub(1))),
-            Content::Events(_) => config.ttft,
+            Content::Whole(_, tokens) => pace.due(tokens.saturating_sub(1)),
+            Content::Events(_) => pace.first(),
         };
         self.conn.pause_until(after(start, wait)).await
     }
@@ -112,14 +126,15 @@ impl Exchange<'_> {
         wire: &Wire,
         chunked: bool,
         start: Instant,
+        pace: Pace,
     ) -> Result<Option<Cut>, Disconnected> {
         match content {
             Content::Nothing(_) => Ok(None),
-            Content::Events(events) => self.send_events(*events, wire, chunked, start).await,
+            Content::Events(events) => self.send_events(*events, wire, chunked, start, pace).await,
             Content::Whole(body, tokens) => {
                 self.response_bytes = body.len() as u64;
                 if let Some(observed) = &mut self.observed {
-                    observed.whole(tokens, self.shared.config.ttft);
+                    observed.whole(tokens, pace.first());
                 }
                 let kept = match wire.cut {
                     Some((_, Cut::Error)) | None => body.len(),
@@ -160,8 +175,8 @@ impl Exchange<'_> {
         wire: &Wire,
         chunked: bool,
         start: Instant,
+        mut pace: Pace,
     ) -> Result<Option<Cut>, Disconnected> {
-        let (ttft, itl) = (self.shared.config.ttft, self.shared.config.itl);
         let mut sent = 0;
         loop {
             if let Some((after, cut)) = wire.cut
@@ -179,8 +194,8 @@ impl Exchange<'_> {
                 // terminator is then omitted, except for an error event.
                 return self.flush_cut(wire.cut.map(|(_, cut)| cut), chunked).await;
             };
-            if !itl.is_zero() && event.token > 0 {
-                let due = after(start, ttft.saturating_add(itl.saturating_mul(event.token)));
+            if event.token > 0 && pace.waits_between_tokens() {
+                let due = after(start, pace.due(event.token));
                 if due > Instant::now() {
                     self.flush().await?;
                     self.conn.pause_until(due).await?;
