@@ -95,7 +95,7 @@ impl Refusal {
     /// Returns the JSON body of the error response.
     pub(crate) fn body(&self) -> String {
         let kind = match self.status {
-            400 => "BadRequestError",
+            400 | 413 => "BadRequestError",
             401 => "AuthenticationError",
             404 => "NotFoundError",
             503 => "ServiceUnavailableError",
@@ -220,14 +220,17 @@ pub(crate) fn check(
         Err(_) if !config.look_alike => Form::Words,
         form => form?,
     };
-    let (tokens, limited) = match form.pieces("") {
+    let pieces = form.pieces("");
+    let (tokens, limited) = match &pieces {
         None => (words, at_limit),
         Some(pieces) => cut(pieces.len() as u32, limit),
     };
     let choices = choices(kind, fields, limits)?;
     let logprobs = candidates(kind, fields)?;
     if !stream {
-        check_size(tokens, choices, logprobs)?;
+        let bytes = pieces.map_or(0, |pieces| pieces.iter().map(String::len).sum());
+        // A schema's constants can be long tokens.
+        check_size(u64::from(tokens).max(bytes as u64 / 8), choices, logprobs)?;
     }
     Ok(Ask {
         kind,
@@ -255,9 +258,9 @@ fn cut(all: u32, limit: Option<u32>) -> (u32, bool) {
 }
 
 /// Checks the size of a response that is not a stream.
-fn check_size(tokens: u32, choices: u32, logprobs: Option<u32>) -> Result<(), Refusal> {
+fn check_size(tokens: u64, choices: u32, logprobs: Option<u32>) -> Result<(), Refusal> {
     let parts = 1 + logprobs.map_or(0, |candidates| 4 + 4 * u64::from(candidates));
-    if u64::from(tokens) * u64::from(choices) * parts > WHOLE_TOKENS_MAX {
+    if tokens * u64::from(choices) * parts > WHOLE_TOKENS_MAX {
         let message = "too many tokens for a response that is not a stream";
         return Err(Refusal::bad("max_tokens", message));
     }

@@ -252,8 +252,7 @@ Members of the body of POST /mock/fault:
   fault     one of the list below
   times     number of requests to apply it to [default: 1]; 4294967295: all
   path      apply it only to requests to this path (without the query)
-  contains  apply it only to requests whose body contains this text (only
-            generation requests have a body that is kept for this)
+  contains  apply it only to API requests whose body contains this text
   clear     true: first remove all pending faults
   release   true: let the requests that hold and held_status delay continue
 

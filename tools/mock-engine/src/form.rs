@@ -11,6 +11,9 @@ use crate::json::Fields;
 use crate::schema::{instance, spaced};
 use crate::token;
 
+/// Maximum number of words in the text of [`Form::Object`], which is built in memory.
+const OBJECT_WORDS_MAX: u32 = 65_536;
+
 /// The form of a response's text.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Form {
@@ -130,7 +133,10 @@ fn format(fields: &Fields<'_>, words: u32) -> Result<Form, Refusal> {
     match format.get("type").and_then(Value::as_str) {
         Some("text") => Ok(Form::Words),
         // The member's name is a token, too.
-        Some("json_object") => Ok(Form::Object(words.saturating_sub(1).max(1))),
+        Some("json_object") => {
+            let words = words.saturating_sub(1).clamp(1, OBJECT_WORDS_MAX);
+            Ok(Form::Object(words))
+        }
         Some("json_schema") => {
             let Some(schema) = format.pointer("/json_schema/schema") else {
                 let message = "When response_format type is 'json_schema', the 'json_schema' \

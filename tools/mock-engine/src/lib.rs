@@ -4,7 +4,12 @@
 //! It logs every request, checks the legs of split requests, and misbehaves on request
 //! ([`Fault`]). There is no model: the generated text is a function of the prompt's hash
 //! ([`expected_text`]). From any part of a response a test can therefore determine which prompt it
-//! belongs to, and whether a part is missing.
+//! belongs to, and whether a part is missing. Each token is one word, in prompts too.
+//!
+//! The default configuration suits tests of a proxy: it accepts any model and any path
+//! ([`EngineConfig::check_model`], [`EngineConfig::echo`]). The command line ([`run_cli`]) is
+//! stricter and has more APIs ([`EngineConfig::look_alike`]), so that a tool meets the errors of an
+//! engine.
 //!
 //! ```
 //! use mock_engine::{Engine, EngineConfig, HandoffRegistry};

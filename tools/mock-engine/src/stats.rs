@@ -4,6 +4,7 @@
 //! when its exchange ends.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::LazyLock;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::api::Ask;
@@ -49,6 +50,8 @@ fn values(seen: &Observation, now: Instant) -> [(&'static str, f64); 13] {
 const FIRST_TOKEN: &str = "vllm:time_to_first_token_seconds";
 const INTER_TOKEN: &str = "vllm:inter_token_latency_seconds";
 const STEP: &str = "vllm:iteration_tokens_total";
+/// An empty histogram of the times between tokens, which every generation request starts with.
+static NO_GAPS: LazyLock<Histogram> = LazyLock::new(|| Histogram::of(INTER_TOKEN));
 pub(crate) const HTTP_DURATION: &str = "http_request_duration_seconds";
 pub(crate) const HTTP_DURATION_FINE: &str = "http_request_duration_highr_seconds";
 
@@ -162,7 +165,7 @@ impl Observation {
             last: None,
             tokens: 0,
             steps: 0,
-            gaps: Histogram::of(INTER_TOKEN),
+            gaps: NO_GAPS.clone(),
         }
     }
 

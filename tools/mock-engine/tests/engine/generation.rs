@@ -218,6 +218,21 @@ fn json_mode_produces_json() {
 }
 
 #[test]
+fn json_texts_are_bounded() {
+    let mock = Mock::start(&[]);
+    let object = json!({"type": "json_object"});
+    let body = chat(&json!({
+        "response_format": object, "max_tokens": u32::MAX, "ignore_eos": true,
+    }));
+    let tokens = whole(&mock, CHAT, &body)["usage"]["completion_tokens"].clone();
+    assert_eq!(tokens, 65_537);
+    let schema = json!({"const": "x".repeat(60_000)});
+    let format = json!({"type": "json_schema", "json_schema": {"name": "n", "schema": schema}});
+    let body = chat(&json!({"response_format": format, "n": 10_000}));
+    assert_eq!(mock.post(CHAT, &body).status, 400);
+}
+
+#[test]
 fn usage_is_in_every_event_on_request() {
     let mock = Mock::start(&[]);
     let both = json!({"include_usage": true, "continuous_usage_stats": true});
