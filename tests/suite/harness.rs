@@ -340,6 +340,18 @@ impl Sidecar {
         rustix::process::kill_process(self.pid(), rustix::process::Signal::TERM).unwrap();
     }
 
+    /// Ends a drain: sends SIGTERM until the process has exited. A signal within a second of the
+    /// first one counts as its repetition.
+    #[track_caller]
+    pub(crate) fn terminate_again(&mut self) -> ExitStatus {
+        let pid = self.pid();
+        wait_for("the process to exit", || {
+            // Fails once the process has exited.
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+            self.try_exit()
+        })
+    }
+
     /// Returns the exit status, if the process has exited.
     pub(crate) fn try_exit(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().unwrap()

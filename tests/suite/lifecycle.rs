@@ -209,19 +209,9 @@ fn a_second_sigterm_exits_immediately() {
         .unwrap();
     pair.sidecar.terminate();
     pair.sidecar.wait_stderr("draining");
-    assert_eq!(terminate_again(&mut pair.sidecar).code(), Some(0));
+    assert_eq!(pair.sidecar.terminate_again().code(), Some(0));
     let text = pair.sidecar.wait_stderr("ended: cut");
     assert!(text.contains("second signal received"), "{text}");
-}
-
-/// Sends SIGTERM until the process has ended: a signal within a second of the first one is its
-/// repetition.
-fn terminate_again(sidecar: &mut Sidecar) -> std::process::ExitStatus {
-    wait_for("the process to exit", || {
-        // Fails once the process has ended.
-        let _ = kill_process(sidecar.pid(), Signal::TERM);
-        sidecar.try_exit()
-    })
 }
 
 /// Some supervisors send several signals at the same time.
@@ -259,7 +249,7 @@ fn a_second_sigterm_during_the_settle_time_cuts_requests() {
     assert_eq!(client.head().status, 200);
     pair.sidecar.terminate();
     pair.sidecar.wait_stderr("draining");
-    assert_eq!(terminate_again(&mut pair.sidecar).code(), Some(0));
+    assert_eq!(pair.sidecar.terminate_again().code(), Some(0));
     if !cfg!(feature = "monoio") {
         // monoio drops its tasks only after the end of the shard has been reported.
         pair.sidecar.wait_stderr("1 open requests were cut");

@@ -1,5 +1,5 @@
 //! A night with incidents. After each one, the log has exactly one warning, which names the engine,
-//! and the metrics and the access log say the same.
+//! and the metrics and the access log agree.
 
 use std::io::Write;
 
@@ -171,7 +171,7 @@ fn each_incident_of_a_night_leaves_one_warning() {
     night.sidecar.wait_stderr(&serves_again("prefill"));
     night.expect_no_warning();
 
-    // The certificate is renewed, and the process is told to read its files again.
+    // The certificate is renewed, and the process reads its files again.
     write_as_a_secret(
         &night.folder,
         1,

@@ -123,6 +123,5 @@ fn clients_are_served_while_a_drain_settles() {
         expect_text(&response.expect(200), &prompt, 4);
     }
     // The second one ends the process without waiting for the settle time.
-    sidecar.terminate();
-    sidecar.wait_exit();
+    sidecar.terminate_again();
 }
