@@ -119,16 +119,9 @@ impl Night {
     }
 }
 
-#[test]
-fn each_incident_of_a_night_leaves_one_warning() {
-    let mut night = Night::begin();
-    let prefill = Engine::start(EngineConfig::prefill(), 0).unwrap();
+/// A prefiller is killed, another one does not resolve, is slow, and responds 500.
+fn prefillers_fail(night: &mut Night, prefill: &Engine) {
     let prefiller = prefill.host_port();
-    night.ask(0, Some(&prefiller));
-    assert_eq!(night.line()["error"], Value::Null);
-    night.expect_no_warning();
-
-    // A prefiller is killed, another one does not resolve, is slow, and responds 500.
     let dead = format!("127.0.0.1:{}", free_ports(1));
     night.ask(0, Some(&dead));
     night.expect_prefill_failure(&dead, "refused", "prefill_connect");
@@ -148,6 +141,18 @@ fn each_incident_of_a_night_leaves_one_warning() {
     broken.fault(status, 1);
     night.ask(0, Some(&broken.host_port()));
     night.expect_prefill_failure(&broken.host_port(), "status", "prefill_status");
+}
+
+#[test]
+fn each_incident_of_a_night_leaves_one_warning() {
+    let mut night = Night::begin();
+    let prefill = Engine::start(EngineConfig::prefill(), 0).unwrap();
+    let prefiller = prefill.host_port();
+    night.ask(0, Some(&prefiller));
+    assert_eq!(night.line()["error"], Value::Null);
+    night.expect_no_warning();
+
+    prefillers_fail(&mut night, &prefill);
 
     // A decoder's stream is cut.
     night.decoders[1].fault(Fault::ResetMidBody { after_events: 2 }, 1);
