@@ -12,13 +12,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use arc_swap::ArcSwap;
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, Uri, header};
+use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::serve::Listener;
 
 use crate::fleet::{Service, Snapshot};
-use crate::metrics::{CONTENT_TYPE, Registry};
+use crate::metrics::{Exposition, Registry};
 
 /// Returns the name and state of each local decoder; called when the readiness page lists them.
 pub type DecoderStates = Arc<dyn Fn() -> Vec<(String, &'static str)> + Send + Sync>;
@@ -79,7 +79,7 @@ pub async fn serve_metrics<L: Listener>(listener: L, text: MetricsText) -> io::R
 where
     L::Addr: fmt::Debug,
 {
-    let page = move || async move { metrics_page(text()) };
+    let page = async move |headers: HeaderMap| metrics_page(&headers, text());
     let router = Router::new()
         .route("/metrics", get(page))
         .fallback(async || not_found_among("/metrics"));
@@ -153,12 +153,20 @@ async fn ready(State(state): State<AdminState>, uri: Uri) -> Response {
     (status, text).into_response()
 }
 
-async fn metrics(State(state): State<AdminState>) -> Response {
-    metrics_page(state.registry.render())
+async fn metrics(State(state): State<AdminState>, headers: HeaderMap) -> Response {
+    metrics_page(&headers, state.registry.render())
 }
 
-fn metrics_page(text: String) -> Response {
-    ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response()
+/// Returns the metrics in the format that the client accepts.
+fn metrics_page(headers: &HeaderMap, text: String) -> Response {
+    let accept = headers.get_all(header::ACCEPT).iter();
+    let accept: Vec<_> = accept.filter_map(|value| value.to_str().ok()).collect();
+    let exposition = Exposition::accepted(&accept.join(","));
+    let kind = [
+        (header::CONTENT_TYPE, exposition.content_type()),
+        (header::VARY, "accept"),
+    ];
+    (kind, exposition.of(text)).into_response()
 }
 
 async fn not_found() -> Response {
@@ -293,7 +301,7 @@ mod tests {
             status(
                 "GET /metrics",
                 "200",
-                "content-type: application/openmetrics-text",
+                "content-type: text/plain; version=0.0.4",
             );
             status("GET /", "404", "content-type: application/json");
             status("POST /livez", "405", "allow: GET,HEAD");

@@ -10,6 +10,7 @@ mod cell;
 mod certificate;
 mod config_reload;
 mod dns;
+mod exposition;
 mod labels;
 mod log_lines;
 mod out;
@@ -25,11 +26,12 @@ pub use budget::BudgetShown;
 pub use certificate::{Reloads, ReloadsShown};
 pub use config_reload::{ReloadResult, ReloadResultShown};
 pub use dns::DnsCounters;
+pub use exposition::Exposition;
 pub use labels::{
     AllowSource, CodeClass, Direction, Disagg, Named, Phase, Push, Route, RoutingDoubt, Stranded,
     TlsPeer, WarmUp,
 };
 pub use log_lines::LogLinesLost;
-pub use render::{CONTENT_TYPE, Registry};
+pub use render::Registry;
 pub use shard::ShardMetrics;
 pub use traces::TraceCounters;

@@ -26,9 +26,6 @@ use crate::net::tls;
 use crate::pd::{Outcome, Reason, Role};
 use crate::sys::process;
 
-/// Media type of the text that [`Registry::render`] returns.
-pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-
 /// The metrics of all shards and of the control plane.
 #[derive(Debug)]
 pub struct Registry {
@@ -97,7 +94,7 @@ impl Registry {
         text
     }
 
-    /// Returns all metrics as the text of the exposition; its media type is [`CONTENT_TYPE`].
+    /// Returns all metrics in the format `OpenMetrics`.
     #[must_use]
     pub fn render(&self) -> String {
         let mut text = String::with_capacity(32 * 1024);

@@ -349,11 +349,13 @@ fn admin_pages_have_the_expected_status_and_content_type() {
     assert_eq!(page("/livez").expect(200).text(), "ok\n");
     assert_eq!(page("/readyz").expect(200).text(), "ok\n");
     let metrics = page("/metrics").expect(200);
-    let kind = metrics.header("content-type").unwrap();
-    assert!(
-        kind.starts_with("application/openmetrics-text; version=1.0.0"),
-        "{kind}"
-    );
+    let kind = "text/plain; version=0.0.4; charset=utf-8";
+    assert_eq!(metrics.header("content-type"), Some(kind));
+    assert!(metrics.text().contains("# TYPE ringside_build_info gauge"));
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    let accept = [("accept", kind), ("connection", "close")];
+    let metrics = Client::connect(pair.sidecar.admin_port).ask("GET", "/metrics", &accept, b"");
+    assert_eq!(metrics.header("content-type"), Some(kind));
     assert!(metrics.text().ends_with("# EOF\n"));
     assert_eq!(page("/nothing").status, 404);
 }

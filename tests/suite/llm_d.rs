@@ -438,8 +438,7 @@ fn the_metrics_port_shows_pd_sidecars_names_beside_ours() {
     let failed = format!("{connector},stage=\"prefill\"}}");
     let page = wait(&of("request_errors_total", &failed), 1.0);
     assert!(sum(&page, "ringside_requests_total") >= 5.0);
-    assert_eq!(page.matches("# EOF\n").count(), 1);
-    assert!(page.ends_with("# EOF\n"));
+    assert!(!page.contains("# EOF"));
     // The admin server has only our names, and this port only this page.
     let admin = pair.sidecar.admin("/metrics").unwrap().text();
     assert!(!admin.contains("llm_d_"));
