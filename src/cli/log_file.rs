@@ -75,6 +75,8 @@ impl Output for RotatedFile {
     /// Another program may have renamed the file.
     fn reopen(&mut self) {
         self.file = None;
+        // Its size is read when it is opened.
+        self.bytes = 0;
     }
 }
 

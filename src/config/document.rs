@@ -46,7 +46,7 @@ impl RawConfig {
             let text = switch(&text).map_or(text, |on| on.to_string());
             self.set_in_document(key, text, name, entry.line);
         } else if (text.is_empty() && !is_guard(key))
-            || (text == "0" && key.name != flag_table::PREFILL_MAX_RETRIES.name)
+            || (text == "0" && key.name != flag_table::PREFILL_MAX_RETRIES.name && !is_guard(key))
         {
             if text == "0" && key.default != "0" {
                 self.warn(format!(

@@ -79,8 +79,16 @@ struct Book {
 #[derive(Debug)]
 struct Kind {
     written: Instant,
-    /// The last incident after the line, and how many there were.
-    since: Option<(Incident, u64)>,
+    since: Option<Pending>,
+}
+
+/// The incidents after a line, of which none has been written yet.
+#[derive(Debug)]
+struct Pending {
+    last: Incident,
+    count: u64,
+    /// Whether the engine has served again since.
+    is_over: bool,
 }
 
 /// An engine about whose failure a line has been written.
@@ -100,27 +108,29 @@ impl Book {
     /// Takes an incident, and writes a line if none has been written about this kind for some time.
     fn take(&mut self, incident: Incident, now: Instant, write: impl Fn(Line)) {
         if let Incident::Recovered(engine) = incident {
-            if let Some(Failed { since, legs }) = self.failed.remove(&engine) {
-                write(Line::Recovered(engine, now - since, legs));
-            }
+            self.recovered(engine, now, write);
             return;
         }
         let count = match &incident {
             Incident::Failed { legs, .. } => *legs,
             _ => 1,
         };
+        if let Incident::Failed { engine, legs, .. } = &incident
+            && let Some(failed) = self.failed.get_mut(engine)
+        {
+            failed.legs += legs;
+        }
         match self.kinds.get_mut(&incident.key()) {
             Some(kind) => {
-                if let Incident::Failed { engine, legs, .. } = &incident
-                    && let Some(failed) = self.failed.get_mut(engine)
-                {
-                    failed.legs += legs;
-                }
-                let before = kind.since.take().map_or(0, |(_, count)| count);
-                kind.since = Some((incident, before + count));
+                let before = kind.since.take().map_or(0, |pending| pending.count);
+                kind.since = Some(Pending {
+                    last: incident,
+                    count: before + count,
+                    is_over: false,
+                });
             }
             None => {
-                if self.kinds.len() < REMEMBERED_MAX {
+                if self.kinds.len() < remembered_max(&incident) {
                     let kind = Kind {
                         written: now,
                         since: None,
@@ -129,6 +139,26 @@ impl Book {
                     self.happened(incident, count, now, &write);
                 }
             }
+        }
+    }
+
+    /// Writes that an engine serves again, if a line about its failure has been written. Otherwise
+    /// that line is still due, and this one follows it.
+    fn recovered(&mut self, engine: Engine, now: Instant, write: impl Fn(Line)) {
+        let failed = self.failed.remove(&engine);
+        for kind in self.kinds.values_mut() {
+            let is_its = |pending: &Pending| matches!(&pending.last, Incident::Failed { engine: its, .. } if *its == engine);
+            let Some(pending) = kind.since.as_mut().filter(|pending| is_its(pending)) else {
+                continue;
+            };
+            match &failed {
+                // These are included in the line that follows.
+                Some(_) => kind.since = None,
+                None => pending.is_over = true,
+            }
+        }
+        if let Some(Failed { since, legs }) = failed {
+            write(Line::Recovered(engine, now - since, legs));
         }
     }
 
@@ -145,8 +175,20 @@ impl Book {
             due.extend(again);
             is_kept
         });
-        for (incident, count) in due {
-            self.happened(incident, count, now, &write);
+        for Pending {
+            last,
+            count,
+            is_over,
+        } in due
+        {
+            let engine = match &last {
+                Incident::Failed { engine, .. } if is_over => Some(engine.clone()),
+                _ => None,
+            };
+            self.happened(last, count, now, &write);
+            if let Some(engine) = engine {
+                self.recovered(engine, now, &write);
+            }
         }
     }
 
@@ -168,6 +210,15 @@ impl Book {
             self.failed.insert(engine.clone(), failed);
         }
         write(Line::Happened(incident, count));
+    }
+}
+
+/// Returns how many kinds may be remembered if one of this incident is to be added. Clients can
+/// name prefillers, and must not be able to hide the failures of local decoders.
+const fn remembered_max(incident: &Incident) -> usize {
+    match incident {
+        Incident::Failed { engine, .. } if engine.rank.is_some() => 2 * REMEMBERED_MAX,
+        _ => REMEMBERED_MAX,
     }
 }
 
@@ -261,11 +312,24 @@ mod tests {
         assert_eq!(lines.take(), [recovered]);
         book.take(Incident::Recovered(engine(1)), later, write);
         assert_eq!(lines.take(), []);
-        // A failure after the recovery is written when the kind may have a line again.
-        book.take(failed(1, Trouble::Cut, 1), later, write);
-        assert_eq!(lines.take(), []);
+        // Nothing that the lines so far contain is written again.
         book.write_due(start + SAME_AGAIN, write);
+        assert_eq!(lines.take(), []);
+        // A failure and a recovery soon after a line are written when the kind may have one again.
+        book.take(failed(1, Trouble::Cut, 1), later, write);
         assert_eq!(lines.take().len(), 1);
+        book.take(Incident::Recovered(engine(1)), later, write);
+        lines.take();
+        book.take(failed(1, Trouble::Cut, 2), later, write);
+        book.take(Incident::Recovered(engine(1)), later, write);
+        assert_eq!(lines.take(), []);
+        let due = later + SAME_AGAIN;
+        book.write_due(due, write);
+        let happened = Line::Happened(failed(1, Trouble::Cut, 2), 2);
+        let over = Line::Recovered(engine(1), Duration::ZERO, 2);
+        assert_eq!(lines.take(), [happened, over]);
+        book.write_due(due + SAME_AGAIN, write);
+        assert_eq!(lines.take(), []);
     }
 
     #[test]
@@ -277,5 +341,18 @@ mod tests {
         }
         assert_eq!(*lines.borrow(), REMEMBERED_MAX);
         assert_eq!((book.kinds.len(), book.failed.len()), (256, 256));
+        // A local decoder still has its line.
+        let decoder = Engine {
+            role: Role::Decode,
+            rank: Some(0),
+            ..engine(1)
+        };
+        let incident = Incident::Failed {
+            engine: decoder,
+            trouble: Trouble::Refused,
+            legs: 1,
+        };
+        book.take(incident, Instant::now(), write);
+        assert_eq!(*lines.borrow(), REMEMBERED_MAX + 1);
     }
 }

@@ -84,7 +84,9 @@ impl Findings {
 
     fn addresses(&mut self, config: &Config) {
         let listeners = config.listeners.iter().map(|one| one.address);
-        let admin = config.admin.map(|one| ListenAddress::Address(one.address));
+        // At its default address, the admin server moves to a free port.
+        let admin = config.admin.filter(|one| !one.may_move);
+        let admin = admin.map(|one| ListenAddress::Address(one.address));
         let metrics = config.metrics.as_ref();
         let metrics = metrics.map(|one| ListenAddress::Address(one.address));
         for at in listeners.chain(admin).chain(metrics) {
@@ -171,6 +173,7 @@ fn can_append(path: &Path) -> Result<(), Errno> {
             };
             access(folder, Access::WRITE_OK | Access::EXEC_OK)
         }
+        Ok(()) if path.is_dir() => Err(Errno::ISDIR),
         result => result,
     }
 }

@@ -6,30 +6,61 @@
 
 use std::sync::Arc;
 
-use crate::cli::{self, Command};
+use tokio::sync::mpsc;
+
+use crate::cli::{self, Command, Exit};
 use crate::config::Config;
 use crate::metrics::ReloadResult;
 
+/// Asks the task that reads the settings again.
+pub(super) struct Reload(mpsc::Sender<()>);
+
+impl Reload {
+    /// Starts the task of a process that has started with `config`.
+    pub(super) fn start(config: &Config, result: Arc<ReloadResult>) -> Self {
+        // One more may be asked for while the settings are being read.
+        let (sender, asked) = mpsc::channel(1);
+        let settings = Settings {
+            config: config.clone(),
+            result,
+        };
+        tokio::spawn(settings.follow(asked));
+        Self(sender)
+    }
+
+    /// Makes the task read the settings again.
+    pub(super) fn ask(&self) {
+        // If the queue is full, they will be read again anyway.
+        let _ = self.0.try_send(());
+    }
+}
+
 /// The settings with which the process runs.
-pub(super) struct Reload {
+struct Settings {
     config: Config,
     result: Arc<ReloadResult>,
 }
 
-impl Reload {
-    /// Creates the state of a process that has started with `config`.
-    pub(super) fn new(config: &Config, result: Arc<ReloadResult>) -> Self {
-        Self {
-            config: config.clone(),
-            result,
+impl Settings {
+    async fn follow(mut self, mut asked: mpsc::Receiver<()>) {
+        while asked.recv().await.is_some() {
+            // The file may be on a mount that hangs.
+            let reading = tokio::task::spawn_blocking(|| cli::parse(std::env::args_os()));
+            match reading.await {
+                Ok(parsed) => self.read(parsed),
+                Err(error) => tracing::warn!(%error, "configuration not reloaded"),
+            }
         }
     }
 
-    /// Reads the settings again. An invalid file changes nothing.
-    pub(super) fn run(&mut self) {
-        match cli::parse(std::env::args_os()) {
-            Ok(Command::Proxy(config, _)) => {
+    /// Takes the settings that have been read. Invalid ones change nothing.
+    fn read(&mut self, parsed: Result<Command, Exit>) {
+        match parsed {
+            Ok(Command::Proxy(config, warnings)) => {
                 self.result.record(true);
+                for warning in warnings {
+                    tracing::warn!("{warning}");
+                }
                 self.take(&config);
             }
             // Only a proxy has settings that can change.
@@ -48,8 +79,13 @@ impl Reload {
             self.config.log.level = level;
             cli::set_log_level(level);
         }
-        for (key, now) in changed(&self.config, config) {
+        let changed = changed(&self.config, config);
+        for (key, now) in &changed {
             tracing::warn!("{key}: changed, effective after a restart: {now}");
+        }
+        // A summary does not show each of them, such as the rules of the allowlist.
+        if changed.is_empty() && *config != self.config {
+            tracing::warn!("settings have changed that are effective after a restart only");
         }
         tracing::info!("configuration reloaded");
     }

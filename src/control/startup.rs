@@ -144,7 +144,7 @@ pub async fn start(config: Config) -> Result<Running, Exit> {
         traces: tracing.exporter,
         metrics,
         shard_metrics,
-        reload: Reload::new(&shared.config, reloaded),
+        reload: Reload::start(&shared.config, reloaded),
         started: tokio::time::Instant::now(),
     })
 }

@@ -107,15 +107,13 @@ impl Running {
     }
 
     /// Reads what files hold again, and opens the logs again.
-    fn reload(&mut self) {
-        if let Some(log) = cli::log_queues() {
-            log.reopen();
-        }
+    fn reload(&self) {
+        reopen_log();
         if let Some(access) = &self.access {
             access.reopen();
         }
         watch::read_again();
-        self.reload.run();
+        self.reload.ask();
     }
 
     /// Logs what the process has served.
@@ -169,13 +167,20 @@ impl Running {
     }
 }
 
+fn reopen_log() {
+    if let Some(log) = cli::log_queues() {
+        log.reopen();
+    }
+}
+
 /// Waits for a signal to end that is not a repetition of the first one: some supervisors send both
 /// SIGINT and SIGTERM, or to each process and to its group.
 async fn second_end(signals: &mut Signals, first: Instant) {
     loop {
-        let signal = signals.next().await;
-        if signal == Signal::End && first.elapsed() >= Duration::from_millis(SAME_SIGNAL_MS_MAX) {
-            return;
+        match signals.next().await {
+            Signal::End if first.elapsed() >= Duration::from_millis(SAME_SIGNAL_MS_MAX) => return,
+            Signal::End => {}
+            Signal::Reload => reopen_log(),
         }
     }
 }

@@ -75,7 +75,8 @@ impl Incident {
                 "recovered",
                 format!("{} {}", engine.role.label(), engine.target),
             ),
-            Self::TargetDenied { target, .. } => ("target_denied", target.to_string()),
+            // Clients choose the target, so it does not count.
+            Self::TargetDenied { is_ready, .. } => ("target_denied", is_ready.to_string()),
             Self::LeftToLease(prefiller) => ("left_to_lease", prefiller.to_string()),
             Self::RoutingConflict => ("routing_conflict", String::new()),
             // Clients choose the name, so it does not count.
@@ -97,11 +98,11 @@ impl std::fmt::Display for Incident {
                 is_ready: true,
             } => write!(
                 f,
-                "requests to {target} are refused: the allowlist does not permit it"
+                "a request to {target} is refused: the allowlist does not permit it"
             ),
             Self::TargetDenied { target, .. } => write!(
                 f,
-                "requests to {target} are refused: the allowlist is not complete yet"
+                "a request to {target} is refused: the allowlist is not complete yet"
             ),
             Self::LeftToLease(prefiller) => write!(
                 f,

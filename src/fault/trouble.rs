@@ -22,11 +22,13 @@ pub enum Trouble {
     Cut,
     /// It responded with this status, which is 500 or above.
     Status(u16),
+    /// It is this proxy itself, or one of its decoders as a prefiller.
+    Itself,
 }
 
 impl Trouble {
     /// Number of kinds.
-    pub const KINDS: usize = 9;
+    pub const KINDS: usize = 10;
 
     /// Returns the position of the kind, below [`Trouble::KINDS`].
     #[must_use]
@@ -41,6 +43,7 @@ impl Trouble {
             Self::TooLarge => 6,
             Self::Cut => 7,
             Self::Status(_) => 8,
+            Self::Itself => 9,
         }
     }
 
@@ -57,6 +60,7 @@ impl Trouble {
             Self::TooLarge => "too_large",
             Self::Cut => "cut",
             Self::Status(_) => "status",
+            Self::Itself => "itself",
         }
     }
 }
@@ -71,8 +75,11 @@ impl std::fmt::Display for Trouble {
             Self::Closed => "it closed the connection before it responded",
             Self::Late => "it did not respond in time",
             Self::BadResponse => "its response is malformed or incomplete",
-            Self::TooLarge => "its response is longer than --max-prefill-answer",
+            Self::TooLarge => {
+                "its response is longer than the proxy reads (--max-prefill-answer for a handoff)"
+            }
             Self::Cut => "it ended a response in the middle",
+            Self::Itself => "it is this proxy itself, or one of its decoders",
             Self::Status(status) => return write!(f, "it responded {status}"),
         })
     }

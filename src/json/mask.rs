@@ -289,6 +289,8 @@ impl Mask {
             Next::Model if kind == Kind::String && !matches!(self.model, Model::Ignored) => {
                 self.model = Model::Begun(at);
             }
+            // The last one of repeated members counts.
+            Next::Model if !matches!(self.model, Model::Ignored) => self.model = Model::Absent,
             Next::Skip | Next::Mask | Next::Model | Next::Enter(_) => {}
         }
     }
@@ -404,12 +406,13 @@ mod tests {
 
     #[test]
     fn the_model_is_read_if_it_arrives_in_one_piece() {
-        let cases: [(&str, Option<&str>); 6] = [
+        let cases: [(&str, Option<&str>); 7] = [
             (r#"{"model":"m/7b","a":1}"#, Some("m/7b")),
             (r#"{"model":""}"#, Some("")),
             (r#"{"model":"a\"b","model":"last"}"#, Some("last")),
             (r#"{"a":{"model":"inner"}}"#, None),
             (r#"{"model":7,"b":"text"}"#, None),
+            (r#"{"model":"m","model":7}"#, None),
             (r#"{"b":"text"}"#, None),
         ];
         for (text, want) in cases {

@@ -59,11 +59,11 @@ impl Exposition {
 
 /// Returns the weight in the parameters of a media range: 1 without one, or with an invalid one.
 fn weight_of(parameters: &str) -> f32 {
-    let weights = parameters.split(';').filter_map(|parameter| {
+    let mut weights = parameters.split(';').filter_map(|parameter| {
         let (name, value) = parameter.split_once('=')?;
         name.trim().eq_ignore_ascii_case("q").then(|| value.trim())
     });
-    weights.last().and_then(|q| q.parse().ok()).unwrap_or(1.0)
+    weights.next().and_then(|q| q.parse().ok()).unwrap_or(1.0)
 }
 
 /// Converts `OpenMetrics` to the text format. In that, the family of a counter has the name of its

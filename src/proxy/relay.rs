@@ -159,9 +159,10 @@ pub(super) async fn relay<N: Net>(
         ))
         .await;
     }
-    let status = head.status;
+    let (shard, status) = (exchange.shard, head.status);
     let framing = h1::response_framing(exchange.request.head.method, head, bytes);
-    response.framing = framing.map_err(|_| reported(exchange, &upstream, MALFORMED))?;
+    response.framing =
+        framing.map_err(|_| upstream.reported(&shard.upstreams, status, MALFORMED))?;
     let engine_keeps = h1::response_keeps_alive(head, bytes, response.framing);
     let transforms = transforms(&response, edits);
     let (outgoing, form) = outgoing(
@@ -177,8 +178,8 @@ pub(super) async fn relay<N: Net>(
     let is_open_ended = outgoing == Outgoing::UntilClose;
     relay_first(exchange, &response, outgoing, &mut relay, received)
         .await
-        .map_err(|fault| reported(exchange, &upstream, fault))?;
-    let (shard, unused) = (exchange.shard, std::mem::take(&mut response));
+        .map_err(|fault| upstream.reported(&shard.upstreams, status, fault))?;
+    let unused = std::mem::take(&mut response);
     shard.buffers.recycle(unused.bytes);
     shard.buffers.recycle_fields(unused.head.fields);
     drop(reserved);
@@ -196,9 +197,9 @@ pub(super) async fn relay<N: Net>(
             exchange.keep_alive = false;
             return Ok(());
         }
-        relayed => relayed.map_err(|fault| reported(exchange, &upstream, fault))?,
+        relayed => relayed.map_err(|fault| upstream.reported(&shard.upstreams, status, fault))?,
     }
-    upstream.report_done(&exchange.shard.upstreams, status);
+    upstream.report_done(&shard.upstreams, status);
     if is_open_ended {
         exchange.client.conn.close_cleanly();
     }
@@ -207,14 +208,6 @@ pub(super) async fn relay<N: Net>(
         upstream.release(&exchange.shard.upstreams, clean);
     }
     Ok(())
-}
-
-/// Reports the engine if it has caused `fault`, with which its response ends, and returns `fault`.
-fn reported<N: Net>(exchange: &Exchange<'_, N>, upstream: &Connection<N>, fault: Fault) -> Fault {
-    if let Fault::Leg { cause, .. } = fault {
-        upstream.report_failed(&exchange.shard.upstreams, cause.into());
-    }
-    fault
 }
 
 /// Returns the transforms that apply `edits`. Returns `None` if there are none, or if the response

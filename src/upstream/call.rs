@@ -280,6 +280,7 @@ impl<N: Net> Upstreams<N> {
             if call.leg.role == Role::Prefill && self.is_self(call.engine) {
                 // Treat a prefill candidate that is this proxy or its decoder like one that
                 // refuses, so that the next candidate is tried.
+                self.report_itself(call.engine);
                 return Err(CallError::Failed(Cause::Refused));
             }
             let mut response = Response::default();

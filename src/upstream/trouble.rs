@@ -6,11 +6,12 @@
 //! response by the proxy.
 
 use super::connection::Connection;
+use super::engine::Engine;
 use super::error::CallError;
 use super::pool::SlotId;
 use super::upstreams::Upstreams;
 use super::wait::Timeout;
-use crate::fault::{Cause, Trouble};
+use crate::fault::{Cause, Fault, Trouble};
 use crate::net::Net;
 
 impl<N: Net> Upstreams<N> {
@@ -22,6 +23,11 @@ impl<N: Net> Upstreams<N> {
     /// Reports that an engine has served a leg to its end.
     fn report_well(&self, slot: SlotId) {
         self.pools.report_well(slot, &self.on_incident);
+    }
+
+    /// Reports a prefiller that is this proxy itself, or one of its decoders.
+    pub(crate) fn report_itself(&self, engine: Engine<'_>) {
+        self.report(engine.slot, Trouble::Itself);
     }
 
     /// Reports the status of a response, if it is a failure of the engine.
@@ -61,6 +67,17 @@ impl<N: Net> Connection<N> {
     /// Reports that a leg on this connection has failed and is not sent again.
     pub(crate) fn report_failed(&self, upstreams: &Upstreams<N>, error: CallError) {
         upstreams.report_end(self.slot(), Err(error));
+    }
+
+    /// Reports the engine if it has caused `fault`, with which a response of this status ends, and
+    /// returns `fault`. A status of 500 or above has been reported.
+    pub(crate) fn reported(&self, upstreams: &Upstreams<N>, status: u16, fault: Fault) -> Fault {
+        if let Fault::Leg { cause, .. } = fault
+            && status < 500
+        {
+            self.report_failed(upstreams, cause.into());
+        }
+        fault
     }
 
     /// Reports that a response with this status has been received completely.

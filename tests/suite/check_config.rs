@@ -29,7 +29,7 @@ fn a_check_refuses_what_a_start_refuses() {
     let rules = format!("--allow-targets-file={bad_rules}");
     let ca = format!("--tls-ca-file={bad_key}");
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-    let cases: [(i32, &[&str]); 12] = [
+    let cases: [(i32, &[&str]); 13] = [
         (3, &["--secure-proxy=true", "--cert-path=/no/such/folder"]),
         (3, &["--enable-tls=decoder", "--tls-ca-file=/no/such/file"]),
         (3, &["--enable-tls=decoder", &ca]),
@@ -43,6 +43,7 @@ fn a_check_refuses_what_a_start_refuses() {
         ),
         (3, &["--access-log=/no/such/folder/access.log"]),
         (3, &["--log-file=/no/such/folder/x.log"]),
+        (3, &["--access-log=/tmp"]),
         (
             3,
             &["--metrics-port=9", "--metrics-cert-dir=/no/such/folder"],

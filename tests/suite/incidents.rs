@@ -161,7 +161,7 @@ fn a_denied_target_has_one_line() {
         pair.post(CHAT, &body).expect(403);
     }
     let target = pair.prefill.host_port();
-    let line = format!("requests to {target} are refused: the allowlist does not permit it");
+    let line = format!("a request to {target} is refused: the allowlist does not permit it");
     pair.sidecar.wait_stderr(&line);
     assert_eq!(warnings(&pair.sidecar).len(), 1);
 }

@@ -132,7 +132,10 @@ pub(super) async fn connect<N: Net>(
         .connect(exchange, engine, Reuse::Allowed, Deadline::NONE)
         .await;
     match connected {
-        Ok(_) if shard.upstreams.is_self(engine) => Err(CallError::Failed(Cause::Refused)),
+        Ok(_) if shard.upstreams.is_self(engine) => {
+            shard.upstreams.report_itself(engine);
+            Err(CallError::Failed(Cause::Refused))
+        }
         connected => connected,
     }
 }

@@ -436,7 +436,9 @@ pub(super) async fn read_whole<N: Net>(
     let status = response.head.status;
     let read = upstreams.read_response(exchange, upstream, response, Take::Whole, Deadline::NONE);
     let read = read.await;
-    upstreams.report_end(slot, read.as_ref().map(|_| status).map_err(|error| *error));
+    if status < 500 {
+        upstreams.report_end(slot, read.as_ref().map(|_| status).map_err(|error| *error));
+    }
     let taken = read.map_err(|fault| match fault {
         CallError::Failed(Cause::BadResponse) => Fault::leg(Role::Decode, Cause::Unusable),
         other => other.fault(Role::Decode),
