@@ -61,8 +61,9 @@ fn the_level_of_the_log_follows_the_file_and_a_bad_file_changes_nothing() {
     assert_eq!(sidecar.metric(SUCCESSFUL, &[]), 1.0);
     write("log-level: sometimes\n");
     reload();
-    let text = sidecar.wait_stderr("configuration not reloaded");
-    assert!(text.contains("log-level"), "{text}");
+    // The message has two lines.
+    let text = sidecar.wait_stderr("log-level: `sometimes` is not valid");
+    assert!(text.contains("configuration not reloaded"), "{text}");
     sidecar.wait_metric(SUCCESSFUL, &[], 0.0);
     write("log-level: warn\ndrain-timeout: 7s\n");
     reload();
