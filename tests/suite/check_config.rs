@@ -28,7 +28,7 @@ fn a_check_refuses_what_a_start_refuses() {
     let bad_key = folder.write("engine.crt", "no certificate\n");
     let rules = format!("--allow-targets-file={bad_rules}");
     let ca = format!("--tls-ca-file={bad_key}");
-    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let metrics = format!("--metrics-port={}", free_ports(1));
     let cases: [(i32, &[&str]); 13] = [
         (3, &["--secure-proxy=true", "--cert-path=/no/such/folder"]),
         (3, &["--enable-tls=decoder", "--tls-ca-file=/no/such/file"]),
@@ -44,10 +44,7 @@ fn a_check_refuses_what_a_start_refuses() {
         (3, &["--access-log=/no/such/folder/access.log"]),
         (3, &["--log-file=/no/such/folder/x.log"]),
         (3, &["--access-log=/tmp"]),
-        (
-            3,
-            &["--metrics-port=9", "--metrics-cert-dir=/no/such/folder"],
-        ),
+        (3, &[&metrics, "--metrics-cert-dir=/no/such/folder"]),
         (3, &["--port=70000"]),
     ];
     for (code, args) in cases {
@@ -70,7 +67,6 @@ fn a_check_refuses_what_a_start_refuses() {
             text(&started)
         );
     }
-    drop(taken);
 }
 
 #[test]
