@@ -195,15 +195,20 @@ fn each_incident_of_a_night_leaves_one_warning() {
     assert_eq!(stuck.head().status, 200);
     night.sidecar.terminate();
     assert_eq!(night.sidecar.wait_exit().code(), Some(0));
-    night.expect_warning(&["drain incomplete: 1 open requests were cut"]);
-    let line = night.line();
-    assert_eq!(
-        (&line["error"], &line["end"]),
-        (&"drained".into(), &"RS".into()),
-        "{line}"
-    );
+    night.expect_warning(&["drain incomplete", "open requests were cut"]);
     assert_ne!(stuck.body(Framing::Chunked).1, End::Complete);
-    let text = night.sidecar.wait_stderr("ended: cut requests=9 failed=");
+    let mut text = night.sidecar.wait_stderr("ended: cut");
+    if !cfg!(feature = "monoio") {
+        // monoio drops its tasks only after the end of the shard has been reported.
+        let line = night.line();
+        assert_eq!(
+            (&line["error"], &line["end"]),
+            (&"drained".into(), &"RS".into()),
+            "{line}"
+        );
+        text = night.sidecar.wait_stderr("ended: cut requests=9 failed=");
+        assert!(text.contains(": 1 open requests were cut"), "{text}");
+    }
     assert!(
         text.contains("log file /dev/full"),
         "the full disk is not reported: {text}"
