@@ -147,10 +147,13 @@ impl Book {
     fn recovered(&mut self, engine: Engine, now: Instant, write: impl Fn(Line)) {
         let failed = self.failed.remove(&engine);
         for kind in self.kinds.values_mut() {
-            let is_its = |pending: &Pending| matches!(&pending.last, Incident::Failed { engine: its, .. } if *its == engine);
-            let Some(pending) = kind.since.as_mut().filter(|pending| is_its(pending)) else {
+            let Some(pending) = kind.since.as_mut() else {
                 continue;
             };
+            match &pending.last {
+                Incident::Failed { engine: its, .. } if *its == engine => {}
+                _ => continue,
+            }
             match &failed {
                 // These are included in the line that follows.
                 Some(_) => kind.since = None,

@@ -129,11 +129,12 @@ impl Findings {
     async fn sources(&mut self, config: &Config, is_offline: bool) {
         let allowlist = config.allowlist.as_ref().map(|_| Arc::default());
         let mut config = config.clone();
+        // The names of decoders are looked up separately.
+        for pool in &mut config.pools {
+            pool.endpoints.clear();
+        }
         if is_offline {
             config.pd.mori.write_mode = false;
-            for pool in &mut config.pools {
-                pool.endpoints.clear();
-            }
             if let Some(allowlist) = &mut config.allowlist {
                 allowlist.pool = None;
             }

@@ -156,25 +156,20 @@ fn ranks_per_pod(mori: &MoriConfig) -> u32 {
     mori.dp_size_local.unwrap_or(mori.dp_size).max(1)
 }
 
-/// Converts `rank`, counted over all pods of a role or within one pod, to the value of a leg's
-/// `x-data-parallel-rank`, which is counted within a pod. Returns `None` if there is only one rank
-/// over all pods, in which case the field is not set.
-fn header_rank(mori: &MoriConfig, rank: u32) -> Option<u32> {
-    (mori.dp_size > 1).then_some(rank % ranks_per_pod(mori))
+/// Converts the result of `rank`, counted over all pods of a role or within one pod, to the value
+/// of a leg's `x-data-parallel-rank`, which is counted within a pod. Returns `None`, without
+/// calling `rank`, if there is only one rank over all pods, in which case the field is not set.
+fn header_rank(mori: &MoriConfig, rank: impl FnOnce() -> u32) -> Option<u32> {
+    (mori.dp_size > 1).then(|| rank() % ranks_per_pod(mori))
 }
 
 /// Returns the value of the prefill leg's `x-data-parallel-rank` in read mode, or `None` if there
 /// is only one rank. This field is the only difference between read mode and plain NIXL version 2.
 pub(super) fn read_mode_rank(request: &PdRequest<'_>) -> Option<u32> {
     let mori = request.mori;
-    // Checked first, because the text of the UUID takes longer than the rest of the leg's rank.
-    if mori.dp_size <= 1 {
-        return None;
-    }
-    header_rank(
-        mori,
-        rank(request.uuid.text().as_str(), ranks_per_pod(mori)),
-    )
+    header_rank(mori, || {
+        rank(request.uuid.text().as_str(), ranks_per_pod(mori))
+    })
 }
 
 /// Returns the prefill leg of both orders.
@@ -202,7 +197,7 @@ fn prefill_leg(
     }
     params.push('}');
     let mut leg = request.prefill_leg(params.as_bytes(), caps, take)?;
-    leg.rank = header_rank(mori, ranks.local);
+    leg.rank = header_rank(mori, || ranks.local);
     Ok(leg)
 }
 
@@ -240,7 +235,7 @@ fn concurrent_decode_leg(request: &PdRequest<'_>, peer: &Peer) -> Result<Leg, Ed
     push_hosts(&mut params, mori, &request.hosts.prefill);
     params.push('}');
     let mut decode = request.decode_leg(params.as_bytes(), Take::Response(None))?;
-    decode.rank = header_rank(mori, ranks.local);
+    decode.rank = header_rank(mori, || ranks.local);
     Ok(decode)
 }
 
@@ -318,7 +313,7 @@ fn serial_decode_leg(
     let spliced = document.edit(&edits)?;
     let params: Vec<u8> = spliced.pieces(handoff).flatten().copied().collect();
     let mut leg = request.decode_leg(&params, take)?;
-    leg.rank = header_rank(mori, rank);
+    leg.rank = header_rank(mori, || rank);
     Ok(leg)
 }
 
